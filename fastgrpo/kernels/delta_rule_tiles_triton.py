@@ -136,12 +136,22 @@ def dot_both(a, b, sums):
 
 
 @triton.jit
+def inside(at_D, width):
+    """Which rows or columns of a block are there: all, of a width that the kernel is compiled for and blocks fill."""
+    if isinstance(width, int) and tl.constexpr(width) % at_D.shape[0] == 0:
+        inside_D = tl.full(at_D.shape, True, tl.int1)
+    else:
+        inside_D = at_D < width
+    return inside_D
+
+
+@triton.jit
 def of_rows(rows, x, chunk, length, heads, width, column_D, C: tl.constexpr):
     """(pointers, mask) of a head's tokens in a chunk and some of their columns, in rows [B, L, H, width]."""
     token_C = chunk * C + tl.arange(0, C)
     row_C = (x // heads).to(tl.int64) * length + token_C
     offset_CD = (row_C * rows[1])[:, None] + (x % heads * width + column_D)[None, :]
-    return rows[0] + offset_CD, (token_C < length)[:, None] & (column_D < width)[None, :]
+    return rows[0] + offset_CD, (token_C < length)[:, None] & inside(column_D, width)[None, :]
 
 
 @triton.jit
@@ -174,7 +184,7 @@ def store_tokens(rows, x, chunk, length, heads, number_C, C: tl.constexpr):
 def of_stack(ptr, number, height, width, row_R, column_D):
     """(pointers, mask) of some rows and columns of matrix `number` of a stack [., height, width]."""
     offset_RD = row_R[:, None] * width + column_D[None, :]
-    inside_RD = (row_R < height)[:, None] & (column_D < width)[None, :]
+    inside_RD = inside(row_R, height)[:, None] & inside(column_D, width)[None, :]
     return ptr + number.to(tl.int64) * height * width + offset_RD, inside_RD
 
 
@@ -188,7 +198,7 @@ def load_stack(ptr, number, height, width, row_R, column_D):
 def of_states(states, x, heads, keys, values, row_K, column_V):
     """(pointers, mask) of some columns of a head's state, in states [B, H, K, V]."""
     offset_KV = row_K[:, None] * values + column_V[None, :]
-    inside_KV = (row_K < keys)[:, None] & (column_V < values)[None, :]
+    inside_KV = inside(row_K, keys)[:, None] & inside(column_V, values)[None, :]
     first = (x // heads).to(tl.int64) * states[1] + x % heads * keys * values
     return states[0] + first + offset_KV, inside_KV
 

@@ -9,7 +9,9 @@ In a chunk that begins with S, with G = cumsum(d A) and F_ij = exp(G_i - G_j) fo
 
     y = (c b^T * F * d) x + exp(G) c S + D x        and it adds (exp(G_C - G) d b)^T x to exp(G_C) S
 
-The state before each chunk is the sum of what those before it add, faded: one product for all chunks.
+In plain torch the state before each chunk is the sum of what those before it add, faded: one product for all chunks.
+`mamba2_forward_triton` and `mamba2_backward_triton` have both passes for bfloat16 on a GPU, with states that go from
+chunk to chunk; plain torch is for all else, and their oracle.
 
 Shapes: B rows of J chunks of C tokens, M = J + 1; G groups of R heads that have b and c in common; P columns of a head,
 N of a state.
@@ -17,11 +19,15 @@ N of a state.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softplus
 from torch.utils.checkpoint import checkpoint
 
+from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.chunks import fading, in_chunks
 
 # Elements of the rows that are computed together, in fp32: what their backward works with is bounded so.
@@ -45,7 +51,12 @@ def mamba2(
     where dt is -inf, as after the end of a row shorter than L: such a token leaves the state as it is;
     a: [H], below 0; b, c: [B, L, G, N], heads in G groups; d: [H]; initial_state: [B, H, N, P], fp32, zeros if None.
     """
-    count = max(1, TOGETHER // x[0].numel())
+    if x.dtype == b.dtype == c.dtype == torch.bfloat16 and triton_runs(x.device):
+        if initial_state is None:
+            initial_state = x.new_zeros(len(x), x.shape[2], b.shape[-1], x.shape[-1], dtype=torch.float32)
+        results: tuple[Tensor, Tensor] = _Kernels.apply(x, dt, a, b, c, d, dt_bias, initial_state, dt_limit)
+        return results
+    count = _together(x)
     given = [each.split(count) for each in (x, dt, b, c)]
     states = [None] * len(given[0]) if initial_state is None else initial_state.split(count)
     parts = [
@@ -54,6 +65,47 @@ def mamba2(
     ]
     outputs, last = zip(*parts, strict=True)
     return torch.cat(outputs), torch.cat(last)
+
+
+def _together(x: Tensor) -> int:
+    """Rows that are computed together."""
+    return max(1, TOGETHER // x[0].numel())
+
+
+class _Kernels(torch.autograd.Function):
+    """Both passes in Triton, some rows after the others; arguments and results as those of `mamba2`."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        from fastgrpo.kernels import mamba2_forward_triton
+
+        x, dt, a, b, c, d, dt_bias, initial_state, ctx.dt_limit = given
+        output = x.new_empty(x.shape, dtype=torch.float32)
+        final_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
+        split = (each.split(_together(x)) for each in (x, dt, b, c, output, initial_state, final_state))
+        for of_x, of_dt, of_b, of_c, *results in zip(*split, strict=True):
+            mamba2_forward_triton.forward((of_x, of_dt, a, of_b, of_c, d, dt_bias), ctx.dt_limit, *results)
+        ctx.save_for_backward(*given[:-1])
+        return output, final_state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_output: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
+        from fastgrpo.kernels import mamba2_backward_triton
+
+        x, dt, a, b, c, d, dt_bias, initial_state = ctx.saved_tensors
+        rows = x, dt, b, c, initial_state
+        d_x, d_dt, d_b, d_c, d_initial = d_rows = [
+            torch.empty_like(each, memory_format=torch.contiguous_format) for each in rows
+        ]
+        d_a, d_d, d_bias = sums = [torch.zeros_like(each, dtype=torch.float32) for each in (a, d, dt_bias)]
+        split = (each.split(_together(x)) for each in (d_output, d_final, *rows, *d_rows))
+        for of_output, of_final, *of_rows in zip(*split, strict=True):
+            (of_x, of_dt, of_b, of_c, initial), (to_x, to_dt, to_b, to_c, to_initial) = of_rows[:5], of_rows[5:]
+            inputs, gradients = (of_x, of_dt, a, of_b, of_c, d, dt_bias), (to_x, to_dt, d_a, to_b, to_c, d_d, d_bias)
+            mamba2_backward_triton.backward(of_output, of_final, inputs, ctx.dt_limit, initial, gradients, to_initial)
+        d_a, d_d, d_bias = (given.to(like.dtype) for given, like in zip(sums, (a, d, dt_bias), strict=True))
+        return d_x, d_dt, d_a, d_b, d_c, d_d, d_bias, d_initial, None
 
 
 def _rows(

@@ -25,6 +25,8 @@ from fastgrpo.kernels import (
     delta_rule_forward_triton,
     forward_triton,
     layer_triton,
+    mamba2_backward_triton,
+    mamba2_forward_triton,
     rows_triton,
     sampling_triton,
 )
@@ -120,6 +122,15 @@ def convolution(rows: int, length: int, channels: int) -> None:
         convolution_triton.backward(x_SLC, x_SLC, weight_CW, bias_C)
 
 
+def mamba2(rows: int, length: int, heads: int, groups: int, state: int, values: int) -> None:
+    """Mamba-2 of such rows, forward and backward."""
+    x, b, dt = (torch.zeros(rows, length, *of).bfloat16() for of in ((heads, values), (groups, state), (heads,)))
+    inputs = [x, dt, torch.zeros(heads), b, b, torch.zeros(heads), torch.zeros(heads)]
+    output, states, limit = x.float(), torch.zeros(rows, heads, state, values), (0.0, float("inf"))
+    mamba2_forward_triton.forward(inputs, limit, output, states, states)
+    mamba2_backward_triton.backward(output, states, inputs, limit, states, inputs, states)
+
+
 def unwritten(cubin: bytes) -> list[str]:
     """Instructions that read a register before any has written it.
 
@@ -157,7 +168,7 @@ def main() -> None:
     def compiled(self: Any, *given: Any, **named: Any) -> None:
         """What a launch is given compiles, and is not launched."""
         kernel = launched(self, *given, **named | {"warmup": True})
-        if ".delta_rule_" in self.fn.__module__:
+        if ".delta_rule_" in self.fn.__module__ or ".mamba2_" in self.fn.__module__:
             # `delta_rule_tiles_triton` says why a product of Hopper's must have no left factor in registers.
             products = [line for line in kernel.asm["ttgir"].splitlines() if "warp_group_dot " in line]
             assert not [line for line in products if ": tensor<" in line], self.fn.__name__
@@ -174,6 +185,8 @@ def main() -> None:
         delta_rule(*shape)
     for rows, length, channels in ((1, 1, 1), (2, 70, 8192)):
         convolution(rows, length, channels)
+    for heads_and_groups, widths in (((1, 1), (16, 16)), ((48, 1), (128, 64)), ((16, 2), (256, 80))):
+        mamba2(2, 70, *heads_and_groups, *widths)
     for mode in ("grpo", "dr_grpo", "rloo"):
         advantage_triton.group_advantages(torch.ones(9), torch.zeros(9, dtype=torch.int64), mode)
     print("compiled")

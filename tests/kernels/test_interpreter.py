@@ -30,6 +30,7 @@ def test_kernels_in_the_interpreter():
         "test_decoding.py",
         "test_delta_rule.py",
         "test_convolution.py",
+        "test_mamba2.py",
     )
     files = [str(HERE / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
