@@ -9,17 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.chunks import CHUNK
-from fastgrpo.kernels.delta_rule_tiles_triton import (
-    UNALIGNED,
-    VARIED,
-    Block,
-    Sizes,
+from fastgrpo.kernels.delta_rule_tiles_triton import UNALIGNED, VARIED, Block, Sizes, launch_for
+from fastgrpo.kernels.tiles_triton import (
     dot,
     dot_both,
     dot_halves,
     faded,
     halves_of,
-    launch_for,
     load_halves,
     load_rows,
     load_stack,

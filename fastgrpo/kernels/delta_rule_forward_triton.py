@@ -11,17 +11,14 @@ from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
 from fastgrpo.kernels.chunks import CHUNK
-from fastgrpo.kernels.delta_rule_tiles_triton import (
-    UNALIGNED,
-    VARIED,
-    Block,
-    Sizes,
+from fastgrpo.kernels.delta_rule_tiles_triton import UNALIGNED, VARIED, Block, Sizes, launch_for
+from fastgrpo.kernels.delta_rule_torch import EPS
+from fastgrpo.kernels.tiles_triton import (
     dot,
     dot_both,
     dot_halves,
     faded,
     halves_of,
-    launch_for,
     load_halves,
     load_rows,
     load_tokens,
@@ -33,7 +30,6 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
     store_halves,
     transposed,
 )
-from fastgrpo.kernels.delta_rule_torch import EPS
 
 SMALL = tl.constexpr(EPS)
 # Chosen by registers and shared memory; what an H200 took of others is in bench/results/recurrent.md.

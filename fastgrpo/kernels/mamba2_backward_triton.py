@@ -15,7 +15,19 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.chunks import CHUNK
-from fastgrpo.kernels.delta_rule_tiles_triton import (
+from fastgrpo.kernels.mamba2_forward_triton import (
+    UNALIGNED,
+    VARIED,
+    Block,
+    Sizes,
+    Steps,
+    launch_for,
+    load_dt,
+    of_head,
+    smooth,
+    steps_and_states,
+)
+from fastgrpo.kernels.tiles_triton import (
     dot,
     dot_both,
     dot_halves,
@@ -30,18 +42,6 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
     store_halves,
     store_tokens,
     transposed,
-)
-from fastgrpo.kernels.mamba2_forward_triton import (
-    UNALIGNED,
-    VARIED,
-    Block,
-    Sizes,
-    Steps,
-    launch_for,
-    load_dt,
-    of_head,
-    smooth,
-    steps_and_states,
 )
 
 # Chosen by registers and shared memory.

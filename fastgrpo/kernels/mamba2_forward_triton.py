@@ -1,6 +1,6 @@
 """Mamba-2 of bfloat16 forward in Triton, in three launches: steps, states from chunk to chunk, outputs.
 
-`delta_rule_tiles_triton` says what halves are, which factors a product may have, and how rows and states come. Only the
+`tiles_triton` says what halves are, which factors a product may have, and how rows and states come. Only the
 states' kernel walks over chunks, a program for each head and block of its states; blocks are independent of each other,
 for no row or column of a state reads another one. So states and values may be of any width.
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
 from fastgrpo.kernels.chunks import CHUNK
-from fastgrpo.kernels.delta_rule_tiles_triton import (
+from fastgrpo.kernels.tiles_triton import (
     Rows,
     dot,
     dot_halves,

@@ -169,7 +169,7 @@ def main() -> None:
         """What a launch is given compiles, and is not launched."""
         kernel = launched(self, *given, **named | {"warmup": True})
         if ".delta_rule_" in self.fn.__module__ or ".mamba2_" in self.fn.__module__:
-            # `delta_rule_tiles_triton` says why a product of Hopper's must have no left factor in registers.
+            # `tiles_triton` says why a product of Hopper's must have no left factor in registers.
             products = [line for line in kernel.asm["ttgir"].splitlines() if "warp_group_dot " in line]
             assert not [line for line in products if ": tensor<" in line], self.fn.__name__
             assert not unwritten(kernel.asm["cubin"]), self.fn.__name__
