@@ -70,7 +70,8 @@ class _GatedDeltaRule(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output: Tensor, d_final: Tensor) -> tuple[Tensor, ...]:
-        inputs, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        query, key, value, g, beta, *kept = ctx.saved_tensors  # read once: checkpointing gives each away
+        inputs = (query, key, value, g, beta)
         gradients = tuple(torch.empty_like(given, memory_format=torch.contiguous_format) for given in inputs)
         d_initial = torch.empty_like(d_final, memory_format=torch.contiguous_format)
         parts = list(_parts(ctx.heads, d_output, *inputs, *gradients))

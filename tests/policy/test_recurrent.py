@@ -97,8 +97,9 @@ def test_states_stay_within_runs_and_begin_with_the_prompt(groups: list[tuple[in
     assert laid_out * SIMILAR <= tokens + before
 
 
-def test_a_model_trains_the_same_with_and_without_checkpointing(tmp_path: Path) -> None:
-    save_tiny_model(tmp_path, kind=FalconH1Config, **FALCON_H1)
+@pytest.mark.parametrize(("kind", "changes"), [(FalconH1Config, FALCON_H1), (Qwen3_5TextConfig, DELTA_RULE)])
+def test_a_model_trains_the_same_with_and_without_checkpointing(tmp_path: Path, kind: Any, changes: Any) -> None:
+    save_tiny_model(tmp_path, kind=kind, **changes)
     runs = packed([(5, [3, 9])])
     ids, positions = torch.arange(17) + 40, torch.tensor([*range(5), *range(5, 8), *range(5, 14)])
     gradients = []

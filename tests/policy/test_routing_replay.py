@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.testing import assert_close
 from transformers import Qwen3MoeConfig
 
 from fastgrpo.config import Grpo
@@ -31,6 +34,8 @@ KINDS = MIXTURES | {
     "qwen3_moe": (Qwen3MoeConfig, QWEN3 | {"norm_topk_prob": True}),
     "qwen3_moe as it is": (Qwen3MoeConfig, QWEN3 | {"norm_topk_prob": False, "mlp_only_layers": [1]}),
 }
+if Version(transformers.__version__) < Version("5.18"):
+    KINDS.pop("minimax_m2")  # refused
 # Written down from the papers: the weights of chosen experts, from all logits.
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "qwen3_moe": lambda logit, chosen: shares(logit.softmax(-1).gather(1, chosen)),
@@ -75,6 +80,11 @@ def measured(policy: Policy, given: Batch) -> list[Tensor]:
     return [output.logprobs_N.detach(), *(grad.clone() for grad in gradients)]
 
 
+def same(one: Tensor, other: Tensor) -> None:
+    """Bit for bit on a CPU; a GPU adds the gradients of a row that was copied in any order."""
+    assert_close(one, other, **({"rtol": 1e-4, "atol": 1e-6} if one.is_cuda else {"rtol": 0, "atol": 0}))
+
+
 def own_choices(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """[T, L, K] of `batch()`, as the policy chooses."""
     layers, choices = len(mixtures(policy)), policy.model.config.num_experts_per_tok
@@ -107,13 +117,13 @@ def test_a_layers_own_experts_change_no_bit_and_unknown_ones_neither(
     own_TLK[-1] = -1
     given.replay = routing_replay.RoutingReplay(own_TLK, torch.zeros(2, dtype=torch.int64, device=DEVICE))
     for one, other in zip(before, measured(policy, given), strict=True):
-        assert torch.equal(one, other)
+        same(one, other)
     assert given.replay.counts_2.tolist() == [(len(own_TLK) - 1) * own_TLK.shape[1], 0]
     # Nothing is left of it.
-    assert torch.equal(before[0], measured(policy, batch())[0])
+    same(before[0], measured(policy, batch())[0])
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", [name for name in WEIGHTS if name in KINDS])
 def test_other_experts_are_weighed_by_the_models_own_scores(name: str, tmp_path: Path) -> None:
     kind, changes = KINDS[name]
     folder = save_tiny_model(tmp_path, kind=kind, **changes)
@@ -127,7 +137,7 @@ def test_other_experts_are_weighed_by_the_models_own_scores(name: str, tmp_path:
         gate.forward = MethodType(forward, gate)
     plain = batch()
     for one, other in zip(measured(policy, given), measured(forced, plain), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        assert_close(one, other, rtol=1e-4, atol=1e-6)
     replayed, changed = given.replay.counts_2.tolist()
     assert replayed == int((given.replay.experts_TLK[..., 0] >= 0).sum())
     assert changed > replayed / 2
@@ -164,7 +174,7 @@ def test_what_is_computed_anew_in_backward_has_the_same_experts(
     policy, anew = load_policy(folder, device=DEVICE), load_policy(folder, device=DEVICE, **options)
     given = batch(random_routes(policy))
     for one, other in zip(measured(policy, given), measured(anew, given), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+        assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_routes_of_other_layers_are_an_error(tmp_path: Path) -> None:
