@@ -8,7 +8,8 @@ GPU ours is there with its kernels and in plain torch. The floor of the gated de
 backward, of all chunks at once, in fp32 and without what goes from chunk to chunk (kernels that multiply halves of
 bfloat16 can be below it); Mamba-2 has none here.
 Memory is what forward leaves for backward, inputs included, and the most that is there in either. Operations are those
-that the dispatcher sees, views aside: on a GPU about as many launches, besides the eight of our own kernels.
+that the dispatcher sees, views aside: on a GPU about as many launches, besides those of our own kernels, eight for a
+part of the delta rule's heads and nine for a part of Mamba-2's rows.
 """
 
 from __future__ import annotations
@@ -116,14 +117,39 @@ def our_mamba(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor,
     return mamba2(x, dt, a, b, c, d, dt_bias)[0]
 
 
+def our_mamba_in_torch(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, dt_bias: Tensor) -> Tensor:
+    """Our Mamba-2, forward and backward, without its kernels."""
+    with mock.patch("fastgrpo.kernels.mamba2.triton_runs", return_value=False):
+        return our_mamba(x, dt, a, b, c, d, dt_bias)
+
+
 def mamba_in_torch(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, dt_bias: Tensor, *, chunk_size: int
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, dt_bias: Tensor, *, rows: int
 ) -> Tensor:
-    """transformers' own Mamba-2."""
+    """transformers' own Mamba-2 over the first `rows` rows, in chunks of Granite's size."""
     own: Any = mamba2_chunk_scan
     while hasattr(own, "__wrapped__"):
         own = own.__wrapped__
-    return own(x, dt, a, b, c, chunk_size=chunk_size, D=d, dt_bias=dt_bias, dt_softplus=True)
+    x, dt, b, c = (each[:rows] for each in (x, dt, b, c))
+    return own(x, dt, a, b, c, chunk_size=256, D=d, dt_bias=dt_bias, dt_softplus=True)
+
+
+def mambas(inputs: list[Tensor]) -> dict[str, Callable[..., Tensor]]:
+    """Ours, and transformers' own over as many rows as fit: below 5.19 it takes 98 GiB for two of 4,096 tokens."""
+    functions: dict[str, Callable[..., Tensor]] = {"ours": our_mamba}
+    if CUDA:
+        functions["ours, in plain torch"] = our_mamba_in_torch
+    rows = len(inputs[0])
+    while rows:
+        theirs = partial(mamba_in_torch, rows=rows)
+        try:
+            both(theirs, inputs)
+            return functions | {f"transformers' own, {rows} rows": theirs}
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            rows //= 2
+    report("transformers' own", "does not fit, a row alone neither")
+    return functions
 
 
 def products(rows: int, length: int, shape: tuple[int, int, int]) -> Callable[[], None]:
@@ -220,8 +246,8 @@ def main() -> None:
     print(f"{title}; {device_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     dtype = getattr(torch, options.dtype)
     if options.size in MAMBA:
-        theirs_256 = partial(mamba_in_torch, chunk_size=256)
-        measured({"ours": our_mamba, "transformers' own": theirs_256}, mamba_inputs(*workload, dtype), None)
+        inputs = mamba_inputs(*workload, dtype)
+        measured(mambas(inputs), inputs, None)
     else:
         functions = {"ours": ours, "transformers' own": in_torch}
         if CUDA:
