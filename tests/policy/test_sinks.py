@@ -1,7 +1,5 @@
 """Attention sinks through flash attention, which has none: what it keeps for its backward is made that with a sink."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,28 +14,45 @@ QUERIES, KEYS = (7, 1, 12), (7, 10, 20)
 HEADS, GROUPS, WIDTH = 4, 2, 8
 
 
+def flash_forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What a kernel computes: the output and the logs of the sums of exponentials."""
+    scores_HQK = _scores(query, key, mask, scale)
+    lse_HT = scores_HQK.logsumexp(-1)
+    return ((scores_HQK - lse_HT[..., None]).exp() @ _heads(value)).transpose(0, 1).contiguous(), lse_HT
+
+
+def flash_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    """What a kernel computes of what was kept."""
+    query, key, value, output, lse_HT, mask = ctx.saved_tensors
+    share_HQK = (_scores(query, key, mask, ctx.scale) - lse_HT[..., None]).exp()
+    grad_HQD = grad.transpose(0, 1)
+    along_HQ1 = (output * grad).sum(-1).T[..., None]
+    dscores_HQK = share_HQK * (grad_HQD @ _heads(value).mT - along_HQ1) * ctx.scale
+    dquery = (dscores_HQK @ _heads(key)).transpose(0, 1)
+    dkey, dvalue = (_groups(x.mT @ y) for x, y in ((dscores_HQK, query.transpose(0, 1)), (share_HQK, grad_HQD)))
+    return dquery, dkey, dvalue, None, None
+
+
+def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *heads, mask, ctx.scale = inputs
+    ctx.save_for_backward(*heads, *output, mask)
+
+
 class FlashAttention(torch.autograd.Function):
-    """flash-attn's function of packed sequences in plain torch: forward and backward as its kernels compute them."""
+    """As flash-attn's are."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Any, ...]:
-        scores_HQK = _scores(query, key, mask, scale)
-        lse_HT = scores_HQK.logsumexp(-1)
-        output = ((scores_HQK - lse_HT[..., None]).exp() @ _heads(value)).transpose(0, 1).contiguous()
-        ctx.save_for_backward(query, key, value, output, lse_HT, mask)
-        ctx.scale = scale
-        return output, lse_HT
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        found = flash_forward(*inputs)
+        keep(ctx, inputs, found)
+        return found
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        query, key, value, output, lse_HT, mask = ctx.saved_tensors
-        share_HQK = (_scores(query, key, mask, ctx.scale) - lse_HT[..., None]).exp()
-        grad_HQD = grad.transpose(0, 1)
-        along_HQ1 = (output * grad).sum(-1).T[..., None]
-        dscores_HQK = share_HQK * (grad_HQD @ _heads(value).mT - along_HQ1) * ctx.scale
-        dquery = (dscores_HQK @ _heads(key)).transpose(0, 1)
-        dkey, dvalue = (_groups(x.mT @ y) for x, y in ((dscores_HQK, query.transpose(0, 1)), (share_HQK, grad_HQD)))
-        return dquery, dkey, dvalue, None, None
+    backward = staticmethod(flash_backward)
+
+
+# As torch's own is.
+operator = torch.library.custom_op("fastgrpo_test::varlen", flash_forward, mutates_args=())
+operator.register_autograd(flash_backward, setup_context=keep)
 
 
 def _heads(x_UGD: Tensor) -> Tensor:
@@ -68,7 +83,7 @@ def flash_attn_3_at_first(q: Tensor, k: Tensor, v: Tensor, *_: Any, **options: A
 
 
 def torch_varlen(q: Tensor, k: Tensor, v: Tensor, *_: Any, return_aux: Any = None, **options: Any) -> Any:
-    found = FlashAttention.apply(q, k, v, _mask(options["window_size"]).bool(), options["scale"])
+    found = operator(q, k, v, _mask(options["window_size"]).bool(), options["scale"])
     return found if return_aux is not None and return_aux.lse else found[0]
 
 
@@ -81,7 +96,7 @@ class Row(NamedTuple):
     sinks: Tensor
 
     @staticmethod
-    def drawn(device: str = "cpu", dtype: torch.dtype = torch.float32, width: int = WIDTH) -> Row:
+    def drawn(device: str = "cpu", dtype: torch.dtype = torch.float32, width: int = WIDTH) -> "Row":
         torch.manual_seed(0)
         shapes = (sum(QUERIES), HEADS, width), (sum(KEYS), GROUPS, width), (sum(KEYS), GROUPS, width), (HEADS,)
         return Row(*(torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes))
