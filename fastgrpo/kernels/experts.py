@@ -21,6 +21,9 @@ from torch.nn.functional import grouped_mm, linear, one_hot
 
 from fastgrpo.kernels.layer import passes_on
 
+# Rows of choices whose activation is computed at once: what it makes in fp32 is then little beside the whole.
+ROWS = 2048
+
 
 class Replay(NamedTuple):
     """Experts that T tokens are to have in one layer, [T, K] of any signed integers, -1 where nothing is known.
@@ -198,6 +201,7 @@ class _BiasedExperts(torch.autograd.Function):
         ctx.save_for_backward(h_TH, weight_TK, expert_TK, gate_up_EHF, down_EIH, down_bias_EH, gate_up_SF)
         product_SI = _weighted(activation, gate_up_SF, weight_TK.flatten()[routes.choice_S])
         y_SH = grouped_mm(product_SI, down_EIH, offs=routes.end_E)
+        del product_SI
         biases_TH = _dense(weight_TK, expert_TK, down_bias_EH) @ down_bias_EH
         return passes_on(h_TH.device).sum_rows(biases_TH, y_SH, routes.row_TK)
 
@@ -208,30 +212,50 @@ class _BiasedExperts(torch.autograd.Function):
         dy_TH, experts, trained = dy_TH.contiguous(), len(gate_up_EHF), ctx.needs_input_grad[3]
         routes = routes_of(expert_TK, experts)
         dy_SH = dy_TH[routes.token_S]
-        with torch.enable_grad():
-            leaves = gate_up_SF.detach().requires_grad_(), weight_TK.flatten()[routes.choice_S].requires_grad_()
-            product_SI = _weighted(ctx.activation, *leaves)
-        dproduct_SI = grouped_mm(dy_SH, down_EIH.mT, offs=routes.end_E)
-        dgate_up_SF, dweight_S = torch.autograd.grad(product_SI, leaves, dproduct_SI)
-        del dproduct_SI
-        dweight_TK = dweight_S[routes.row_TK] + (dy_TH @ down_bias_EH.mT).gather(1, expert_TK)
+        dgate_up_SF, product_SI, dweight_S = _weighted_backward(
+            ctx.activation,
+            gate_up_SF,
+            weight_TK.flatten()[routes.choice_S],
+            grouped_mm(dy_SH, down_EIH.mT, offs=routes.end_E),
+        )
+        dweight_TK = dweight_S[routes.row_TK] + (dy_TH @ down_bias_EH.mT).float().gather(1, expert_TK)
         dweights: tuple[Tensor | None, ...] = (None,) * 4
         if trained:
             chosen_ES = one_hot(expert_TK.flatten()[routes.choice_S], experts).to(dy_TH.dtype).mT
             dweights = (
                 grouped_mm(h_TH[routes.token_S].mT, dgate_up_SF, offs=routes.end_E),
                 chosen_ES @ dgate_up_SF,
-                grouped_mm(product_SI.detach().mT, dy_SH, offs=routes.end_E),
+                grouped_mm(product_SI.mT, dy_SH, offs=routes.end_E),
                 _dense(weight_TK, expert_TK, down_bias_EH).mT @ dy_TH,
             )
-        del product_SI, leaves, dy_SH
+        del product_SI, dy_SH
         dh_SH = grouped_mm(dgate_up_SF, gate_up_EHF.mT, offs=routes.end_E)
         dh_TH = passes_on(h_TH.device).sum_rows(torch.zeros_like(h_TH), dh_SH, routes.row_TK)
-        return dh_TH, dweight_TK, None, *dweights, None
+        return dh_TH, dweight_TK.to(weight_TK.dtype), None, *dweights, None
 
 
 def _weighted(activation: Callable[[Tensor], Tensor], gate_up_SF: Tensor, weight_S: Tensor) -> Tensor:
-    return activation(gate_up_SF) * weight_S[:, None].to(gate_up_SF.dtype)
+    """activation(gate_up) * weight, [S, I], in fp32 for some rows after the other."""
+    product_SI = gate_up_SF.new_empty(len(gate_up_SF), gate_up_SF.shape[1] // 2)
+    for into, rows, weight in zip(*(each.split(ROWS) for each in (product_SI, gate_up_SF, weight_S)), strict=True):
+        into.copy_(activation(rows.float()) * weight[:, None])
+    return product_SI
+
+
+def _weighted_backward(
+    activation: Callable[[Tensor], Tensor], gate_up_SF: Tensor, weight_S: Tensor, dproduct_SI: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of gate_up, what `_weighted` returns, and the gradient of the weights in fp32."""
+    dgate_up_SF, product_SI = torch.empty_like(gate_up_SF), torch.empty_like(dproduct_SI)
+    dweight_S = weight_S.new_empty(len(weight_S), dtype=torch.float32)
+    for start in range(0, len(gate_up_SF), ROWS):
+        rows = slice(start, start + ROWS)
+        with torch.enable_grad():
+            leaves = [each[rows].detach().float().requires_grad_() for each in (gate_up_SF, weight_S)]
+            product = activation(leaves[0]) * leaves[1][:, None]
+        dgate_up_SF[rows], dweight_S[rows] = torch.autograd.grad(product, leaves, dproduct_SI[rows].float())
+        product_SI[rows] = product.detach()
+    return dgate_up_SF, product_SI, dweight_S
 
 
 def _dense(weight_TK: Tensor, expert_TK: Tensor, like_EH: Tensor) -> Tensor:

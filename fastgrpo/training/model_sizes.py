@@ -195,9 +195,9 @@ def mlp_width(config: PretrainedConfig) -> int:
 
 def mlp_working(config: PretrainedConfig) -> int:
     """Elements of a token that the backward of an MLP works with: the gradients of its products, its own product in
-    place of one; of a mixture beside what enters and what leaves each choice; gpt-oss's makes its products again."""
+    place of one; of a mixture beside what enters and what leaves each choice. gpt-oss's makes its products again."""
     if config.model_type == "gpt_oss":
-        return 9 * mlp_width(config) + (expert_choices(config) + 1) * config.hidden_size
+        return 6 * mlp_width(config) + (expert_choices(config) + 1) * config.hidden_size
     return 3 * mlp_width(config) + 2 * expert_choices(config) * config.hidden_size
 
 

@@ -37,7 +37,7 @@ def gradients(experts: Any, x_TH: Tensor, choice_TK: Tensor, weight_TK: Tensor, 
     return {"output": output, **dict(zip(leaves, found, strict=True))}
 
 
-@pytest.mark.parametrize(("dtype", "bar"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 def test_biases_have_the_sums_of_all_their_gradients(dtype: torch.dtype, bar: float) -> None:
     plain, ours = experts_in(torch.float32), experts_in(dtype)
     plain.config._experts_implementation = "eager"
@@ -50,4 +50,5 @@ def test_biases_have_the_sums_of_all_their_gradients(dtype: torch.dtype, bar: fl
     found, wanted = gradients(ours, *given), gradients(plain, *given)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert (found[name] - value).norm() < bar * value.norm(), name
+        # Of x in bf16 some of gate and up are rounded to the other side of their bounds.
+        assert (found[name] - value).norm() < (bar / 3 if "bias" in name else bar) * value.norm(), name

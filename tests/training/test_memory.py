@@ -27,6 +27,7 @@ from transformers import (
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.delta_rule import gated_delta_rule
+from fastgrpo.kernels.experts import ROWS
 from fastgrpo.kernels.mamba2 import mamba2
 from fastgrpo.policy.fused_layers import fuse_experts, recompute_mlps, restore_layers
 from fastgrpo.policy.layer_kinds import SIMILAR
@@ -388,7 +389,8 @@ def test_the_experts_of_gpt_oss_keep_what_is_planned(dtype: torch.dtype) -> None
     config = kind(**changes | sizes)
     mlp = AutoModelForCausalLM.from_config(config, dtype=dtype).model.layers[0].mlp
     fuse_experts(mlp)
-    x_TH = torch.randn(1, 512, 128, dtype=dtype).requires_grad_()
+    tokens = 8 * ROWS  # of which each has two choices
+    x_TH = torch.randn(1, tokens, 128, dtype=dtype).requires_grad_()
     known, kept = {x.untyped_storage().data_ptr() for x in (x_TH, *mlp.parameters())}, dict[int, int]()
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
@@ -401,10 +403,10 @@ def test_the_experts_of_gpt_oss_keep_what_is_planned(dtype: torch.dtype) -> None
     all_kept, less = (
         activation_bytes_per_token(config, dtype, layers="plain", recompute_mlp=less) for less in (False, True)
     )
-    assert sum(kept.values()) / 512 == pytest.approx(all_kept - less, rel=0.05)
+    assert sum(kept.values()) / tokens == pytest.approx(all_kept - less, rel=0.05)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         torch.autograd.grad(output_TH, x_TH, torch.ones_like(output_TH))
-    assert peak(profiled) / 512 == pytest.approx(mlp_working(config) * dtype.itemsize, rel=0.05)
+    assert 0.7 < peak(profiled) / tokens / (mlp_working(config) * dtype.itemsize) < 1.0
 
 
 @pytest.mark.parametrize("mlps", [1, 3])
