@@ -79,13 +79,14 @@ class _Kernels(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         from fastgrpo.kernels import mamba2_forward_triton
 
-        x, dt, a, b, c, d, dt_bias, initial_state, ctx.dt_limit = given
+        x, dt, *of_heads, initial_state, ctx.dt_limit = given
+        a, b, c, d, dt_bias = (each.contiguous() if each.ndim == 1 else each for each in of_heads)
         output = x.new_empty(x.shape, dtype=torch.float32)
         final_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
         split = (each.split(_together(x)) for each in (x, dt, b, c, output, initial_state, final_state))
         for of_x, of_dt, of_b, of_c, *results in zip(*split, strict=True):
             mamba2_forward_triton.forward((of_x, of_dt, a, of_b, of_c, d, dt_bias), ctx.dt_limit, *results)
-        ctx.save_for_backward(*given[:-1])
+        ctx.save_for_backward(x, dt, a, b, c, d, dt_bias, initial_state)
         return output, final_state
 
     @staticmethod

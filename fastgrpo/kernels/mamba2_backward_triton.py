@@ -248,7 +248,7 @@ def backward(
     """
     x, dt, a, b, c, d, dt_bias = inputs
     d_x, d_dt, d_a, d_b, d_c, d_d, d_bias = gradients
-    sizes, steps = Sizes.of(x, b), Steps(rows_of(dt), dt_bias, a, *dt_limit)
+    sizes, steps = Sizes.of(x, b), Steps(rows_of(dt), dt_bias, a, *map(float, dt_limit))
     x_rows, b_rows, c_rows = (rows_of(given) for given in (x, b, c))
     last = torch.empty_like(d_initial)
     step_XC, sum_XC, states_X2NP = steps_and_states(sizes, steps, x_rows, b_rows, initial_state, last)

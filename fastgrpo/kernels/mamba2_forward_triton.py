@@ -240,7 +240,7 @@ def forward(
 ) -> None:
     """Writes the results of `mamba2`, of which `inputs` are the first seven arguments: x, b and c bfloat16."""
     x, dt, a, b, c, d, dt_bias = inputs
-    sizes, steps = Sizes.of(x, b), Steps(rows_of(dt), dt_bias, a, *dt_limit)
+    sizes, steps = Sizes.of(x, b), Steps(rows_of(dt), dt_bias, a, *map(float, dt_limit))
     x_rows, b_rows, c_rows = (rows_of(given) for given in (x, b, c))
     step_XC, sum_XC, states_X2NP = steps_and_states(sizes, steps, x_rows, b_rows, initial_state, final_state)
     launch_for(
