@@ -224,13 +224,19 @@ def named(size: str) -> str:
     return f"{size} shape" if size in OTHERS else f"{'Qwen3 mixture' if size in MIXTURES else 'Qwen2.5'} {size} shape"
 
 
-def random_model(size: str, device: str) -> Any:
-    """Random weights in bf16, twice the usual size, so that the distributions are not flat."""
+def random_model(size: str, device: str, vocabulary: int | None = None) -> Any:
+    """Random weights in bf16, twice the usual size, so that the distributions are not flat.
+
+    gpt-oss's are of the usual size: at twice bf16 alone moves its logprobs by 0.50 nats (`rounding.py`), where a sync's
+    check allows 0.2 beside vLLM. `vocabulary`: in place of the shape's own.
+    """
     torch.manual_seed(0)
+    config = shape(size)
+    config.vocab_size = vocabulary or config.vocab_size
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(shape(size), dtype=torch.bfloat16, attn_implementation=PACKED)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=PACKED)
     for parameter in model.parameters():
-        if parameter.ndim > 1:
+        if parameter.ndim > 1 and config.model_type != "gpt_oss":
             parameter.data.mul_(2)
     return model
 

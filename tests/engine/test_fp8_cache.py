@@ -56,7 +56,7 @@ def test_the_engine_is_opened_with_it(
     for name in ("Engine", "EngineProcess"):
         monkeypatch.setattr(opening, name, lambda _, **options: opened.append(options))
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
-    opening._open(resolve(keys | {"engine.process": process}), "folder", None)
+    opening._open(resolve(keys | {"engine.process": process}), "folder", None, False)
     assert opened[0]["kv_cache_dtype"] == dtype
 
 
