@@ -56,7 +56,14 @@ BLOCKS: dict[str, dict[str, list[Any]]] = {
         "_d_states_kernel": OVER_STATES,
         "_d_values_kernel": OF_CHUNKS,
         "_d_steps_kernel": OF_CHUNKS,
-        "_d_groups_kernel": [(64, 32, 8, 2), (64, 64, 4, 2), (64, 64, 8, 1), (128, 32, 8, 2), (128, 64, 8, 1)],
+        "_d_groups_kernel": [
+            (64, 32, 8, 2),
+            (64, 64, 4, 2),
+            (64, 64, 8, 1),
+            (64, 64, 8, 2),
+            (128, 32, 8, 2),
+            (128, 64, 8, 1),
+        ],
     },
 }
 # Kernels that have a program for each block of values' columns, and of a state's rows.

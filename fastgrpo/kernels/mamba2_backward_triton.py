@@ -46,9 +46,9 @@ from fastgrpo.kernels.tiles_triton import (
 
 # Chosen by registers and shared memory.
 D_STATES = Block(rows=128, columns=32, warps=4, stages=2)
-D_VALUES = Block(rows=128, columns=64, warps=8, stages=1)
-D_STEPS = Block(rows=128, columns=64, warps=8, stages=1)
-D_GROUPS = Block(rows=64, columns=64, warps=8, stages=2)
+D_VALUES = Block(rows=128, columns=64, warps=4, stages=2)
+D_STEPS = Block(rows=128, columns=64, warps=4, stages=2)
+D_GROUPS = Block(rows=64, columns=64, warps=4, stages=2)
 # Heads of a group that a program of the last kernel takes.
 SUMMED = tl.constexpr(8)
 

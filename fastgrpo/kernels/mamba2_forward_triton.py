@@ -51,8 +51,8 @@ class Block(NamedTuple):
 
 # Chosen by registers and shared memory.
 STEPS = Block(rows=16, columns=16, warps=1, stages=1)
-STATES = Block(rows=128, columns=32, warps=4, stages=2)
-OUTPUTS = Block(rows=128, columns=64, warps=8, stages=1)
+STATES = Block(rows=64, columns=64, warps=4, stages=3)
+OUTPUTS = Block(rows=128, columns=64, warps=4, stages=2)
 
 
 class Sizes(NamedTuple):
