@@ -36,6 +36,7 @@ from model_shapes import (
     synchronize,
     timed,
 )
+from profile_training import by_kernel
 from torch.nn.functional import linear
 
 from fastgrpo.config import Grpo
@@ -214,7 +215,6 @@ def kernels(size: str, tokens: int) -> None:
 
 def breakdown(policy: Policy, batch: Batch) -> None:
     """Milliseconds of the GPU by kind of kernel in one fused forward and backward, and the longest kernels."""
-    from torch.profiler import ProfilerActivity, profile
 
     def run() -> None:
         policy_loss(policy, batch, Grpo(tis_cap=0.0)).loss.backward()
@@ -222,13 +222,12 @@ def breakdown(policy: Policy, batch: Batch) -> None:
 
     with layers_as(policy, *PLAIN):
         run()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            _, seconds = timed(run)
-    spent, by_name = Counter[str](), Counter[str]()
-    for event in profiled.key_averages():
-        kind = next((k for k, words in KINDS.items() if any(w in event.key.lower() for w in words)), "other")
-        spent[kind] += event.self_device_time_total / 1e3
-        by_name[event.key] += event.self_device_time_total / 1e3
+        seconds = timed(run)[1]
+        by_name, _ = by_kernel(run)
+    spent = Counter[str]()
+    for name, spent_ms in by_name.items():
+        kind = next((k for k, words in KINDS.items() if any(w in name.lower() for w in words)), "other")
+        spent[kind] += spent_ms
     idle = 1e3 * seconds - sum(spent.values())
     report(
         "where a step's time goes, ms", ", ".join(f"{k} {v:.1f}" for k, v in spent.most_common()) + f", idle {idle:.1f}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +26,18 @@ from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.packing import pack
 
 PROMPT, COMPLETION, MEMBERS = (512, 1024, 8) if CUDA else (16, 16, 4)
+
+
+def by_kernel(run: Callable[[], object]) -> tuple[Counter[str], Counter[str]]:
+    """Milliseconds and launches of each of the GPU's kernels, copies among them, while `run` runs."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        run()
+    spent, launches = Counter[str](), Counter[str]()
+    for event in profiled.key_averages():
+        if event.device_type == DeviceType.CUDA:
+            spent[event.key] += event.self_device_time_total / 1e3
+            launches[event.key] += event.count
+    return spent, launches
 
 
 def main() -> None:
@@ -53,13 +66,7 @@ def main() -> None:
     report("forward and backward, ms; MFU", f"{1e3 * seconds:.1f}; {mfu:.1%}")
     if CUDA:
         report("peak memory, weights and gradients included, GiB", f"{torch.cuda.max_memory_allocated() / GIB:.1f}")
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            run()
-        spent, launches = Counter[str](), Counter[str]()
-        for event in profiled.key_averages():
-            if event.device_type == DeviceType.CUDA:
-                spent[event.key] += event.self_device_time_total / 1e3
-                launches[event.key] += event.count
+        spent, launches = by_kernel(run)
         report("kernels, ms in all; launches", f"{spent.total():.1f}; {launches.total()}")
         for name, spent_ms in spent.most_common(options.kernels):
             print(f"    {spent_ms:7.2f} ms  {launches[name]:5d} x  {name[:110]}")
