@@ -31,8 +31,9 @@ def rows_of(given: Tensor) -> Rows:
     """`given` [B, L, H, ...], or a copy where a token's numbers are not together, or tokens not evenly apart."""
     row, token, *inner = given.stride()
     if inner != [*given.shape[3:], 1] or row != given.shape[1] * token:
-        given = given.contiguous()
-    return given, given.stride(1)
+        # Where rows have one token, what is contiguous may have any stride of tokens.
+        return given.contiguous(), given[0, 0].numel()
+    return given, token
 
 
 def states_of(given: Tensor) -> Rows:

@@ -52,6 +52,17 @@ def test_rows_do_not_reach_into_each_other(device: torch.device) -> None:
         torch.testing.assert_close(together[row : row + 1], convolved(alone[None], weight))
 
 
+def test_rows_of_one_token_lie_in_memory_as_others_do(device: torch.device) -> None:
+    """torch calls them contiguous whatever the stride from one token to the next, of which there is none."""
+    inputs = [torch.randn(3, 8, 1).to(device).mT, torch.randn(8, 4).to(device)]
+    dy = torch.randn(3, 8, 1).to(device).mT
+    assert inputs[0].is_contiguous()
+    assert inputs[0].stride() == dy.stride() == (8, 1, 1)
+    found = with_gradients(lambda x, w: convolved(x.mT, w).mT, inputs, dy)
+    for ours, true in zip(found, with_gradients(exact, [each.double() for each in inputs], dy), strict=True):
+        torch.testing.assert_close(ours.double(), true, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="programs of a GPU run at once")
 def test_a_layers_size_on_a_gpu() -> None:
