@@ -12,7 +12,7 @@ PROBE_DEADLINE_S = 60.0
 
 
 async def probe() -> Check:
-    """Starts one real jail and runs one line in it: the check that counts."""
+    """Starts one real jail, which prints and judges before its pool opens: the check that counts."""
     try:
         async with asyncio.timeout(PROBE_DEADLINE_S), SandboxPool(cells=1) as pool:
             held = (await pool.run("")).memory_by

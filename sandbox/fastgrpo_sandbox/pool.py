@@ -53,7 +53,7 @@ HISTORY = 4096  # spawn times kept for the percentiles
 LOOKED_AT = 1 << 13  # letters of an output that the loop itself compares
 CHECKS_FIRST = 0.5  # less in order: what a case printed is held until its checker has seen it
 READ_FIRST = 0.5  # likewise, for whoever had a turn already when its tests were to be read
-# Of `double` the first is right and the second wrong, by each of the ways to judge.
+# Of `double`, by each of the ways to judge: the first holds, the second fails.
 TRIED: tuple[JailedTests, ...] = (
     AssertTests(asserts=("assert double(2) == 4", "assert double(2) == 5")),
     UnittestTests(
@@ -136,24 +136,31 @@ class SandboxPool:
             await self.aclose()
             raise
         self._counts.clear()
+        self._waits.clear()
+        self._peak_mb = 0.0
         return self
 
     async def _try(self) -> None:
-        """Raises SandboxUnavailable where a job does not print what it must, or what judges says anything but one right
-        and one wrong: a module that is preloaded may end or change them all."""
-        said = await self.run("print(6 * 7)")
+        """Raises SandboxUnavailable where a job does not print what it must, or where of two tests, the first of which
+        holds, any other verdict comes: a module that is preloaded may end or change all jobs."""
+        loaded = f" with {', '.join(self._preload)} preloaded" if self._preload else ""
+        said = await self._tried("print(6 * 7)", None)
         if said.status != "ok" or said.stdout != "42\n":
-            raise SandboxUnavailable(f"the jail does not work here: {said.error or said.status}")
+            why = said.error or f"print(6 * 7) wrote {said.stdout!r}"
+            raise SandboxUnavailable(f"the jail does not work here{loaded}: {why.splitlines()[-1]}")
         for tests in TRIED:
-            judged = await self._tried(tests)
+            judged = await self._tried("double = lambda x: 2 * x", tests)
             if judged.tests != (True, False):
-                why = (judged.error or judged.status).splitlines()[-1]
-                loaded = f" with {', '.join(self._preload)} preloaded" if self._preload else ""
-                raise SandboxUnavailable(f"{type(tests).__name__} are judged wrongly here{loaded}: {why}")
+                why = judged.error or f"{judged.tests} came in place of (True, False)"
+                where = f"{type(tests).__name__} are judged wrongly here{loaded}"
+                raise SandboxUnavailable(f"{where}: {why.splitlines()[-1]}")
 
-    async def _tried(self, tests: JailedTests) -> Outcome:
+    async def _tried(self, code: str, tests: JailedTests | None) -> Outcome:
+        """`code` under limits that hold no such job back, however small or large the pool's own are."""
+        least, own = msgspec.structs.asdict(Limits()), msgspec.structs.asdict(self.limits)
+        limits = Limits(**{name: max(value, own[name]) for name, value in least.items()})
         # Read here: the process that reads tests starts with the first of others.
-        parcel = pack_job("double = lambda x: 2 * x", "", {}, prepare(tests), Limits())
+        parcel = pack_job(code, "", {}, prepare(tests) if tests else None, limits)
         return await self._run_packed(lambda _: parcel, 0)
 
     async def __aexit__(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import BlockingSandboxPool, SandboxUnavailable
+from fastgrpo_sandbox import BlockingSandboxPool, Limits, SandboxUnavailable
 from fastgrpo_sandbox.packages import files_of
 
 
@@ -49,13 +49,28 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: 
     monkeypatch.syspath_prepend(folder)
 
 
+CHANGES = {
+    "shallow": ("import sys\nsys.setrecursionlimit(60)", "UnittestTests are judged wrongly here{}: .*RecursionError.*"),
+    "blind": ("import unittest\nunittest.TestCase.assertEqual = lambda *_: None", r"Unit.*{}: \(True, True\) came .*"),
+    "silent": ("import builtins\nbuiltins.print = lambda *_: None", r"does not work here{}: print\(6 \* 7\) wrote ''"),
+}
+
+
 @pytest.mark.jail
-def test_a_module_that_changes_all_verdicts_is_not_preloaded(tmp_path: Path, monkeypatch) -> None:
-    """Jobs without tests run, and every solution would be wrong."""
-    installed(tmp_path, monkeypatch, "shallow", "import sys\nsys.setrecursionlimit(60)\n")
-    said = r"UnittestTests are judged wrongly here with shallow preloaded: .*RecursionError.*; leave out of `preload`"
-    with pytest.raises(SandboxUnavailable, match=said), BlockingSandboxPool(cells=1, preload=("shallow",)):
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_module_that_changes_all_verdicts_is_not_preloaded(tmp_path: Path, monkeypatch, name: str) -> None:
+    """Else every solution would be wrong, or right."""
+    source, why = CHANGES[name]
+    installed(tmp_path, monkeypatch, name, source)
+    said = why.format(f" with {name} preloaded") + "; leave out of `preload` the module"
+    with pytest.raises(SandboxUnavailable, match=said), BlockingSandboxPool(cells=1, preload=(name,)):
         pass
+
+
+@pytest.mark.jail
+def test_jobs_before_a_pool_opens_have_limits_of_their_own_and_are_not_counted() -> None:
+    with BlockingSandboxPool(cells=1, limits=Limits(output_bytes=0)) as pool:
+        assert not any(value for name, value in pool.pool.stats().items() if name != "cells")
 
 
 @pytest.mark.jail
