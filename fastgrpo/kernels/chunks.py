@@ -9,6 +9,11 @@ from torch.nn.functional import pad
 CHUNK = 64
 
 
+def whole_chunks(length: int) -> int:
+    """Tokens of the chunks that so many take: what a short row is computed with is as much as a full chunk's."""
+    return -(-length // CHUNK) * CHUNK
+
+
 def in_chunks(given: Tensor) -> Tensor:
     """[B, L, X, ...] as chunks of C = `CHUNK` tokens, [B, L / C, X, C, ...], zeros after the last token."""
     if beyond := -given.shape[1] % CHUNK:

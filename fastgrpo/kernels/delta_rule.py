@@ -27,8 +27,10 @@ from torch.autograd.function import once_differentiable
 
 from fastgrpo.kernels import delta_rule_torch
 from fastgrpo.kernels.backend import triton_runs
+from fastgrpo.kernels.chunks import whole_chunks
 
-# Elements of the keys or values of the heads that are computed together: what their backward works with is bounded so.
+# Elements of the keys or values of the heads that are computed together, in whole chunks: what their backward works
+# with is bounded so.
 TOGETHER = 2**25
 # Columns of a key that the kernels take at most.
 KERNEL_KEYS = 128
@@ -58,8 +60,7 @@ class _GatedDeltaRule(torch.autograd.Function):
         *inputs, initial_state = given
         query, key, value, *_ = inputs
         forward, ctx.backward = _passes_for(query, key, value)
-        elements_of_head = query.shape[:2].numel() * max(query.shape[-1], value.shape[-1])
-        ctx.heads = max(1, TOGETHER // elements_of_head)
+        ctx.heads = _together(query, value)
         output = query.new_empty(*query.shape[:3], value.shape[-1])
         final_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
         parts = _parts(ctx.heads, *inputs, output), _parts(ctx.heads, initial_state, final_state, dim=1)
@@ -81,6 +82,12 @@ class _GatedDeltaRule(torch.autograd.Function):
             of_part = kept[count * number : count * (number + 1)]
             ctx.backward(d_part, both[:5], of_part, both[5:], *states)
         return *gradients, d_initial
+
+
+def _together(query: Tensor, value: Tensor) -> int:
+    """Heads that are computed together."""
+    tokens = len(query) * whole_chunks(query.shape[1])
+    return max(1, TOGETHER // (tokens * max(query.shape[-1], value.shape[-1])))
 
 
 def _parts(heads: int, *tensors: Tensor, dim: int = 2) -> Iterator[tuple[Tensor, ...]]:

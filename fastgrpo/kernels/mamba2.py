@@ -28,9 +28,9 @@ from torch.nn.functional import pad, softplus
 from torch.utils.checkpoint import checkpoint
 
 from fastgrpo.kernels.backend import triton_runs
-from fastgrpo.kernels.chunks import fading, in_chunks
+from fastgrpo.kernels.chunks import fading, in_chunks, whole_chunks
 
-# Elements of the rows that are computed together, in fp32: what their backward works with is bounded so.
+# Elements of the rows that are computed together, in whole chunks: what their backward works with is bounded so.
 TOGETHER = 2**25
 
 
@@ -69,7 +69,7 @@ def mamba2(
 
 def _together(x: Tensor) -> int:
     """Rows that are computed together."""
-    return max(1, TOGETHER // x[0].numel())
+    return max(1, TOGETHER // (whole_chunks(x.shape[1]) * x[0, 0].numel()))
 
 
 class _Kernels(torch.autograd.Function):

@@ -309,12 +309,13 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     )
     chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
     head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
-    working = max(head, tokens * b * mlp_working(config))
-    working = max(working, recurrent_working(config, workload.dtype, tokens, workload.max_model_len))
+    mlp = mlp_working(config, workload.dtype, layers=workload.layers, recompute_mlp=workload.recompute_mlp)
+    part = max(tokens * mlp, recurrent_working(config, workload.dtype, tokens, workload.max_model_len))
     if not workload.gradient_checkpointing:
-        return tokens * layers * layer, working
-    # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.
-    return tokens * layers * b * hidden, max(working, 2 * tokens * layer)
+        return tokens * layers * layer, max(head, part)
+    # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it, or with
+    # what one of its parts works with.
+    return tokens * layers * b * hidden, max(head, tokens * layer + max(tokens * layer, part))
 
 
 def _transient_name(workload: Workload) -> str:

@@ -194,12 +194,22 @@ def mlp_width(config: PretrainedConfig) -> int:
     return max(together, config.intermediate_size) if experts.dense else together
 
 
-def mlp_working(config: PretrainedConfig) -> int:
-    """Elements of a token that the backward of an MLP works with: the gradients of its products, its own product in
-    place of one; of a mixture beside what enters and what leaves each choice. gpt-oss's makes its products again."""
+def mlp_working(config: PretrainedConfig, dtype: torch.dtype, *, layers: Layers, recompute_mlp: bool) -> int:
+    """Bytes of a token that the backward of an MLP works with, beyond what is kept.
+
+    These are the gradients of its products, its own product in place of one; of a mixture beside what enters and what
+    leaves each choice. gpt-oss's makes its products again. With `recompute_mlp` what else would be kept is there, too:
+    fused layers alone put the gradients in its place.
+    """
+    elements = 3 * mlp_width(config) + 2 * expert_choices(config) * config.hidden_size
     if config.model_type == "gpt_oss":
-        return 6 * mlp_width(config) + (expert_choices(config) + 1) * config.hidden_size
-    return 3 * mlp_width(config) + 2 * expert_choices(config) * config.hidden_size
+        elements = 6 * mlp_width(config) + (expert_choices(config) + 1) * config.hidden_size
+    if not recompute_mlp or layers == "fused":
+        return elements * dtype.itemsize
+    kept, less = (
+        activation_bytes_per_token(config, dtype, layers=layers, recompute_mlp=value) for value in (False, True)
+    )
+    return elements * dtype.itemsize + kept - less
 
 
 def largest_experts(config: PretrainedConfig) -> int:

@@ -115,7 +115,7 @@ def test_heads_computed_in_parts_are_the_same(
     packed = torch.cat([columns.flatten(2) for columns in arguments[:3]], 2)
     columns = packed.split([3 * 16, 3 * 16, 3 * 24], 2)
     arguments[:3] = [each.unflatten(2, (3, -1)) for each in columns]
-    monkeypatch.setattr(delta_rule, "TOGETHER", 2 * 2 * 65 * 24)
+    monkeypatch.setattr(delta_rule, "TOGETHER", 2 * 2 * 128 * 24)
     for part, whole in zip(with_gradients(gated_delta_rule, arguments), together, strict=True):
         torch.testing.assert_close(part, whole)
 

@@ -26,6 +26,8 @@ from transformers import (
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
+from fastgrpo.kernels import delta_rule
+from fastgrpo.kernels import mamba2 as mamba2_module
 from fastgrpo.kernels.delta_rule import gated_delta_rule
 from fastgrpo.kernels.experts import ROWS
 from fastgrpo.kernels.mamba2 import mamba2
@@ -406,7 +408,31 @@ def test_the_experts_of_gpt_oss_keep_what_is_planned(dtype: torch.dtype) -> None
     assert sum(kept.values()) / tokens == pytest.approx(all_kept - less, rel=0.05)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         torch.autograd.grad(output_TH, x_TH, torch.ones_like(output_TH))
-    assert 0.7 < peak(profiled) / tokens / (mlp_working(config) * dtype.itemsize) < 1.0
+    planned = mlp_working(config, dtype, layers="plain", recompute_mlp=False)
+    assert 0.7 < peak(profiled) / tokens / planned < 1.0
+
+
+@pytest.mark.parametrize("name", ["dense", "gpt_oss"])
+def test_an_mlp_that_is_computed_again_works_with_what_it_would_keep(name: str) -> None:
+    kind, changes = MIXTURES.get(name, (LlamaConfig, {}))
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = kind(**changes | sizes)
+    decoder = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).model
+    fuse_experts(decoder)
+    recompute_mlps(decoder)
+    mlp, tokens = decoder.layers[0].mlp, 8 * ROWS
+    x_TH = torch.randn(1, tokens, 128, dtype=torch.bfloat16).requires_grad_()
+    output = mlp(x_TH)
+    output_TH = output[0] if isinstance(output, tuple) else output
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        torch.autograd.grad(output_TH, [x_TH, *mlp.parameters()], torch.ones_like(output_TH))
+    planned = mlp_working(config, torch.bfloat16, layers="plain", recompute_mlp=True)
+    assert 0.7 < peak(profiled) / tokens / planned < 1.0
+    # Held with the rest of its layer, where that is recomputed, too.
+    asked = replace(WORKLOAD, on_gpu=False, micro_batch_tokens=2**20, max_model_len=2**20, recompute_mlp=True)
+    items = {item.name: item.size for item in plan_memory(config, asked, 2**60).items}
+    layer = activation_bytes_per_token(config, torch.bfloat16, layers="plain", recompute_mlp=True)
+    assert items["loss head, or one layer recomputed"] == 2**20 * (layer + max(layer, planned))
 
 
 @pytest.mark.parametrize("mlps", [1, 3])
@@ -490,6 +516,14 @@ def test_a_recurrent_layer_works_with_no_more_than_is_planned(rows_of_state: int
     delta -= 3 * dtype.itemsize
     assert 0.7 * model_sizes.DELTA_RULE.working < delta <= model_sizes.DELTA_RULE.working + 1
     assert 0.6 * model_sizes.MAMBA2.working < mamba <= model_sizes.MAMBA2.working
+
+
+def test_rows_shorter_than_a_chunk_count_as_one() -> None:
+    """Of answers of a few tokens so many would be computed together that their chunks have no room."""
+    full, short = torch.empty(2, 64, 8, 16), torch.empty(2, 3, 8, 16)
+    assert mamba2_module._together(full) == mamba2_module._together(short) == mamba2_module.TOGETHER // (64 * 8 * 16)
+    by_heads = [delta_rule._together(each, each) for each in (full, short)]
+    assert by_heads == [delta_rule.TOGETHER // (2 * 64 * 16)] * 2
 
 
 def peak_of(function, arguments: list[torch.Tensor]) -> float:  # type: ignore[no-untyped-def]
