@@ -9,7 +9,7 @@ the cache has the choices that its keys were made with, and a request has all of
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,8 @@ class RouteKeeper:
         self._group, self._requests = attention_group(config), requests
         self._block = config.kv_cache_groups[self._group].kv_cache_spec.block_size
         self._size, self._chosen_SLK = config.num_blocks * self._block, np.empty((0, 0, 0), np.int8)
+        # Those that a preempted request had, by its name in vLLM.
+        self._left: dict[str, Sequence[int]] = {}
         self._update, self._free = scheduler.update_from_output, self._manager.free
         scheduler.update_from_output, self._manager.free = self._update_from_output, self._free_request
 
@@ -159,14 +161,23 @@ class RouteKeeper:
         return self._update(scheduled, sampled)
 
     def _free_request(self, request: Any) -> None:
-        # vLLM appends a random suffix to the name.
-        ours = self._requests.get(request.request_id.rpartition("-")[0])
-        if ours is not None and request.is_finished() and len(self._chosen_SLK):
-            blocks = np.array(self._manager.get_blocks(request.request_id).get_block_ids()[self._group], np.int64)
-            slots = (blocks[:, None] * self._block + np.arange(self._block)).ravel()
-            # The last token that was sampled has not been read.
-            ours.routes = self._chosen_SLK[slots[: request.num_tokens - 1]]
+        name = request.request_id
+        # vLLM appends a random suffix.
+        ours = self._requests.get(name.rpartition("-")[0])
+        if ours is not None and len(self._chosen_SLK):
+            blocks = self._manager.get_blocks(name).get_block_ids()[self._group]
+            left = self._left.pop(name, [])
+            if request.is_finished():
+                # A preempted one ends by a token that was in flight then: what others write to its slots comes later.
+                ours.routes = self._routes(blocks or left, request.num_tokens - 1)
+            else:
+                self._left[name] = blocks
         self._free(request)
+
+    def _routes(self, blocks: Sequence[int], tokens: int) -> np.ndarray:
+        """The choices of the first `tokens` of a sequence in these blocks: the last that was sampled was not read."""
+        slots = np.array(blocks, np.int64)[:, None] * self._block + np.arange(self._block)
+        return self._chosen_SLK[slots.ravel()[:tokens]]
 
 
 def told_routes(routes: np.ndarray | None, tokens: int) -> np.ndarray:

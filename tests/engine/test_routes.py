@@ -115,6 +115,30 @@ def test_cached_prompts_and_preempted_requests_have_their_experts(
 
 
 @pytest.mark.engine
+@pytest.mark.parametrize("stop", [(), tuple("abcdefghijklmnopqrstuvwxyz")])
+def test_a_request_preempted_with_its_last_token_in_flight_has_its_experts(
+    engine: Engine, policy: Policy, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, ...]
+) -> None:
+    """As where vLLM launches steps ahead: what is launched here is preempted before its token arrives."""
+    scheduler = engine._llm.engine_core.engine_core.scheduler
+    update = scheduler.update_from_output
+
+    def preempting(scheduled: Any, sampled: Any) -> Any:
+        for request in list(scheduler.running):
+            scheduler.running.remove(request)
+            scheduler._preempt_request(request, 0.0)
+        return update(scheduled, sampled)
+
+    prompts = [prompt(140, key) for key in range(2)]
+    for key, ids in enumerate(prompts):
+        engine.submit(key, ids, max_tokens=1 if not stop else 100, seed=key, stop=stop)
+    monkeypatch.setattr(scheduler, "update_from_output", preempting)
+    done = finished(engine)
+    assert ("stop" in [one.finish_reason for one in done]) == bool(stop)
+    alike(policy, prompts, done)
+
+
+@pytest.mark.engine
 def test_a_second_turn_tells_of_the_token_that_ended_the_first(engine: Engine, policy: Policy) -> None:
     rollout = Rollout(prompt(140), [0] * 140, [0.0] * 140, [])
     for turn in range(2):
