@@ -46,6 +46,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from fastgrpo.config import Config
 from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, cache_folder, expanded, first_line, last_line, writing
+from fastgrpo.policy.architecture import check_weights, of_two_models
 from fastgrpo.policy.folder import load_config, no_folder
 from fastgrpo.policy.lora import peft_module
 from fastgrpo.policy.model import save_model, without_memory
@@ -166,11 +167,12 @@ def _merged(config: Config, folder: Path, weights: bool) -> Path:
 
 def _with_adapter(base: Path, folder: Path, peft: ModuleType) -> tuple[Any, Any]:
     """(model, tokenizer) of `base` with the adapter in `folder` merged. Raises UserError where it is of another one."""
+    with _readable(f"the weights of {base}"):
+        model = _read(base, base, dtype="auto")
     try:
         with warnings.catch_warnings():
             # What fits in part alone is loaded with no more than a warning.
             warnings.filterwarnings("error", "Found missing adapter keys")
-            model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
             merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
         described = folder if (folder / TOKENIZER_CONFIG).is_file() else base
         return merged, AutoTokenizer.from_pretrained(described, trust_remote_code=False)
@@ -275,23 +277,37 @@ def _converted(folder: Path) -> Path:
             with _readable(f"the weights of {folder}"):
                 model = _whole_model(folder)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            _save(_with_names_of_its_own(model), tokenizer, missing)
+                model = _with_names_of_its_own(folder, model)
+            _save(model, tokenizer, missing)
     return made
+
+
+def _read(what: Path, folder: Path, **options: Any) -> Any:
+    """The model in the folder, of which `what` has the weights. Raises UserError where it lacks some."""
+    told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **told, **options)
+    model, found = loaded
+    check_weights(what, model, found["missing_keys"], [name for name, *_ in found["mismatched_keys"]])
+    return model
 
 
 def _whole_model(folder: Path) -> Any:
     """The model in the folder, of MXFP4 dequantised to bfloat16."""
     if not _is_mxfp4(AutoConfig.from_pretrained(folder, trust_remote_code=False)):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
-    quantised: Any = Mxfp4Config(dequantize=True)
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": quantised}
-    return _unquantised(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options))
+        return _read(folder, folder, dtype="auto")
+    quantised = Mxfp4Config(dequantize=True)
+    return _unquantised(_read(folder, folder, dtype=torch.bfloat16, quantization_config=quantised))
 
 
-def _with_names_of_its_own(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as one that was never part of another: transformers saves weights under the names it read."""
-    own = without_memory(model, model.dtype)
-    own.load_state_dict(model.state_dict(), assign=True)
+def _with_names_of_its_own(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The model of `folder` as one never part of another: transformers saves weights under the names it read.
+
+    Raises UserError where one has another shape than its configuration says, which nobody checks of MXFP4.
+    """
+    own, weights = without_memory(model, model.dtype), model.state_dict()
+    if misshapen := [name for name, one in own.state_dict().items() if one.shape != weights[name].shape]:
+        raise of_two_models(folder, misshapen)
+    own.load_state_dict(weights, assign=True)
     own.tie_weights()
     return own
 
@@ -342,7 +358,7 @@ def _dequantised(file: Path) -> PreTrainedModel:
     if hasattr(transformers, "GgufConfig"):
         # Versions that have it keep the quantised blocks unless told otherwise.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
+    model = _read(file, file.parent, gguf_file=file.name, **options)
     _tie(_unquantised(model))
     return model
 
@@ -405,6 +421,8 @@ def _readable(what: str) -> Iterator[None]:
     """One sentence where transformers cannot read `what`."""
     try:
         yield
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"{what} needs a package more ({first_line(error)}): pip install 'fastgrpo[gguf]'") from error
     except Exception as error:

@@ -212,9 +212,10 @@ def in_mxfp4(rows_EFG: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor
     return value.flatten(2), blocks.to(torch.uint8), scales.to(torch.uint8)
 
 
-def test_a_model_in_mxfp4_becomes_one_in_bfloat16(tmp_path: Path, cache: Path) -> None:
+def save_mxfp4(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A gpt-oss in MXFP4: its weights, and what its experts are."""
     kind, changes = MIXTURES["gpt_oss"]
-    folder = save_tiny_model(tmp_path / "quantised", kind=kind, **changes | {"hidden_size": 64})
+    save_tiny_model(folder, kind=kind, **changes | {"hidden_size": 64})
     weights, expected = load_file(folder / "model.safetensors"), {}
     for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
         experts, columns, rows = weights.pop(name).shape
@@ -224,6 +225,11 @@ def test_a_model_in_mxfp4_becomes_one_in_bfloat16(tmp_path: Path, cache: Path) -
     told = json.loads((folder / "config.json").read_text())
     told["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head", "model.embed_tokens"]}
     (folder / "config.json").write_text(json.dumps(told))
+    return weights, expected
+
+
+def test_a_model_in_mxfp4_becomes_one_in_bfloat16(tmp_path: Path, cache: Path) -> None:
+    weights, expected = save_mxfp4(folder := tmp_path / "quantised")
     made = Path(with_local_model(configuration(folder)).model.path)
     assert made.parent == cache
     found = load_file(made / "model.safetensors")
@@ -236,6 +242,29 @@ def test_a_model_in_mxfp4_becomes_one_in_bfloat16(tmp_path: Path, cache: Path) -
         assert load_config(path).model_type == "gpt_oss"
         assert load_tokenizer(path).eos_token_id is not None
     assert load_policy(made).model.config.model_type == "gpt_oss"
+
+
+def test_what_lacks_weights_is_not_converted(tmp_path: Path, cache: Path) -> None:
+    """transformers would draw them at random, and the folder that is made would have them all."""
+    weights, _ = save_mxfp4(folder := tmp_path / "mxfp4")
+    of_one = [name for name in weights if "layers.0.mlp.experts.down_proj_" in name and "bias" not in name]
+    cut = weights | {name: weights[name][:, :32].contiguous() for name in of_one}
+    save_file(cut, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"mxfp4: \S+experts\.down_proj has another shape than config\.json says"):
+        with_local_model(configuration(folder))
+    for name in of_one:
+        del weights[name]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"mxfp4 has no weight model\.layers\.0\.mlp\.experts\.down_proj: save it"):
+        with_local_model(configuration(folder))
+    save_tiny_model(folder := tmp_path / "binary")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"binary has no weight model\.norm\.weight: save it"):
+        with_local_model(configuration(folder))
+    assert not any(made for made in cache.iterdir() if made.is_dir())
 
 
 def save_adapter(folder: Path, base: str, **told: object) -> Path:
