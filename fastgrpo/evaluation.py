@@ -66,7 +66,7 @@ async def _drawn_by(
         chat,
         problems[replica_share(config.engine.tensor_parallel)],
         group_size=config.eval.samples,
-        sampling=replace(Sampling.of(config), temperature=config.eval.temperature, straggler_s=0.0),
+        sampling=replace(Sampling.of(config), temperature=config.eval.temperature, straggler_s=0.0, routes=False),
         seed=seed,
         ranks=config.engine.tensor_parallel,
     )

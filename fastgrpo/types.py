@@ -226,6 +226,7 @@ class Sampling:
     deadline_s: float = 1800.0  # the wait for one completion
     execute_s: float = 600.0  # one answer of the environment
     straggler_s: float = 0.0  # what still executes after the batch's last completion; 0 = no bound of its own
+    routes: bool = False  # keep the experts that vLLM tells, hundreds of bytes a token
 
     @classmethod
     def of(cls, config: Config) -> Sampling:
@@ -243,6 +244,7 @@ class Sampling:
             deadline_s=config.engine.completion_timeout_s,
             execute_s=config.grpo.execute_s,
             straggler_s=config.grpo.straggler_s,
+            routes=config.grpo.routing_replay,
         )
 
     @property

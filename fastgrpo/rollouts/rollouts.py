@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastgrpo.errors import UserError
@@ -259,7 +260,7 @@ class Rollouts:
 
     async def _complete(self, ids: list[int], most: int, seed: int, stop: tuple[str, ...] = ()) -> Completion:
         sampling = self._sampling
-        return await self._generator.complete(
+        completion = await self._generator.complete(
             ids,
             deadline_s=sampling.deadline_s,
             max_tokens=most,
@@ -271,6 +272,7 @@ class Rollouts:
             stop_token_ids=self._chat.stop_token_ids,
             stop=sampling.stop + stop,
         )
+        return completion if sampling.routes else replace(completion, routes=None)
 
     async def _continued(self, rollout: Rollout) -> bool:
         """The last execution's feedback appended; False where the environment has none or no room is left for it."""

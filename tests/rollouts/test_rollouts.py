@@ -173,6 +173,17 @@ def test_two_rounds_append_feedback_that_the_loss_does_not_see() -> None:
     assert engine.seen[1][0] == prompt + completion + feedback
 
 
+def test_experts_of_tokens_are_kept_where_they_are_replayed() -> None:
+    class Telling(ScriptedEngine):
+        def step(self) -> list[Completion]:
+            return [replace(one, routes=np.zeros((1, 2, 1), np.int8)) for one in super().step()]
+
+    for wanted in (False, True):
+        sampling = Sampling.of(resolve({"grpo.routing_replay": wanted, "grpo.max_new_tokens": 8}))
+        (group,) = gather(Telling(), ScriptedEnvironment(), 1, 1, sampling)
+        assert (group.rollouts[0].routes is not None) == wanted
+
+
 def test_how_a_run_samples_reaches_the_engine() -> None:
     keys = {"grpo.temperature": 0.7, "grpo.top_p": 0.9, "grpo.top_k": 20, "grpo.min_p": 0.05, "grpo.stop": "\n\n"}
     keys |= {"grpo.max_new_tokens": 8, "engine.max_model_len": 200}
