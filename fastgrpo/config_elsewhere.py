@@ -46,7 +46,8 @@ ELSEWHERE = {
             "rollout_is_threshold tis_clip use_tis is_correction_enable is_correction_threshold"
         ),
         "grpo.routing_replay": (
-            "use_rollout_routing_replay enable_rollout_routing_replay router_replay.mode enable_router_replay"
+            "use_rollout_routing_replay enable_rollout_routing_replay router_replay.mode router_replay_mode "
+            "router_replay.enabled enable_router_replay moe_enable_routing_replay enable_return_routed_experts"
         ),
         "grpo.clip_low": "clip_ratio_low",
         "grpo.clip_high": "epsilon_high clip_ratio_high eps_clip_high",
@@ -138,6 +139,9 @@ NO_KEY = {
             "vespo_lambda_pos vespo_lambda_neg off_policy_mask_threshold"
         ),
         "every token of a completion is trained, whatever its entropy": "top_entropy_quantile",
+        "grpo.routing_replay repeats the experts that vLLM chose, not those of the old policy's pass": (
+            "use_routing_replay"
+        ),
         "grpo.entropy_weight stays as it is": (
             "use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target"
         ),

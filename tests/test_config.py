@@ -499,6 +499,11 @@ def test_other_trainers_names_lead_to_keys() -> None:
     [
         ("vllm_importance_sampling_correction", "'grpo.tis_cap'"),
         ("top_entropy_quantile", "whatever its entropy"),
+        ("actor_rollout_ref.actor.megatron.router_replay.mode", "'grpo.routing_replay'"),
+        ("policy.router_replay.enabled", "'grpo.routing_replay'"),
+        ("moe_enable_routing_replay", "'grpo.routing_replay'"),
+        ("inference.enable_return_routed_experts", "'grpo.routing_replay'"),
+        ("use_routing_replay", "not those of the old policy's pass"),
         ("entropy_coef_min", "grpo.entropy_weight stays"),
         ("environment_factory", "environment="),
         ("custom_reward_function.name", "'data.reward'"),
