@@ -84,7 +84,8 @@ class SandboxPool:
     armed: children that each cell keeps ready. sessions: how many may be open at once. Runs beyond 8 per cell and
     sessions beyond `sessions` wait their turn, first come first served unless runs have an `order`, and apart from each
     other, so that a session's handler may run jobs. recycle_after: jobs after which a cell is replaced.
-    Raises SandboxUnavailable on entry, with the fix, on a machine that cannot run jails.
+    Raises SandboxUnavailable on entry, with the fix, on a machine that cannot run jails, and where a preloaded module
+    changes what jobs print or how they are judged.
     """
 
     def __init__(
