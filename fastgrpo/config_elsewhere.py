@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# What TRL, verl, OpenRLHF, slime and prime-rl call keys of ours that no likeness of names leads to, or leads astray
-# from; of two parts where the last one alone says too little.
+# What TRL, verl, OpenRLHF, slime, prime-rl and others call keys of ours that no likeness of names leads to, or leads
+# astray from; of two parts where the last one alone says too little.
 ELSEWHERE = {
     other: key
     for key, others in {

@@ -68,6 +68,16 @@ def test_a_module_that_changes_all_verdicts_is_not_preloaded(tmp_path: Path, mon
 
 
 @pytest.mark.jail
+def test_a_preloaded_module_may_leave_a_thread_running(tmp_path: Path, monkeypatch) -> None:
+    """Such a thread took the signal that a job has ended, and the job was waited for in vain."""
+    source = "import queue, threading\nthreading.Thread(target=queue.Queue().get, daemon=True).start()\n"
+    installed(tmp_path, monkeypatch, "waits_on", source)
+    few = Limits(wall_s=0.5)
+    with BlockingSandboxPool(cells=1, preload=("waits_on",)) as pool:
+        assert [pool.run("print(1)", limits=few).stdout for _ in range(3)] == 3 * ["1\n"]
+
+
+@pytest.mark.jail
 def test_jobs_before_a_pool_opens_have_limits_of_their_own_and_are_not_counted() -> None:
     with BlockingSandboxPool(cells=1, limits=Limits(output_bytes=0)) as pool:
         assert not any(value for name, value in pool.pool.stats().items() if name != "cells")

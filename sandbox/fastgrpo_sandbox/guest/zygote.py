@@ -27,6 +27,8 @@ def main(kind: str, armed: str, *preload: str) -> None:
     sys.path[:0] = ["/jail", "/jail/native", "/jail/lib"]
     for name in WARM:
         importlib.import_module(name)
+    import _signal  # type: ignore[import-not-found]  # the interpreter has it already, and not `signal`
+
     import _jail
 
     _jail.seal()
@@ -38,6 +40,8 @@ def main(kind: str, armed: str, *preload: str) -> None:
         if hasattr(os, name):
             setattr(os, name, cpu_count)
     sys.path.extend(["/jail/site"])
+    # The fork server hears by this signal that a job ended; a thread of a module's own would take it, and drop it.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGCHLD,))
     for name in preload:
         importlib.import_module(name)
     sys.argv[:] = ["solution.py"]
