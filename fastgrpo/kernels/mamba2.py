@@ -79,8 +79,9 @@ class _Kernels(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         from fastgrpo.kernels import mamba2_forward_triton
 
-        x, dt, *of_heads, initial_state, ctx.dt_limit = given
-        a, b, c, d, dt_bias = (each.contiguous() if each.ndim == 1 else each for each in of_heads)
+        x, dt, a, b, c, d, dt_bias, initial_state, ctx.dt_limit = given
+        # Kernels take the numbers of heads as one after another.
+        a, d, dt_bias = (each.contiguous() for each in (a, d, dt_bias))
         output = x.new_empty(x.shape, dtype=torch.float32)
         final_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
         split = (each.split(_together(x)) for each in (x, dt, b, c, output, initial_state, final_state))

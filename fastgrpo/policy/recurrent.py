@@ -150,10 +150,11 @@ def _forward(own: Callable[..., Tensor], states: _States, hidden_states: Tensor,
         states.first, states.still_SL1 = first, group.still_SL1
         x_SLH = Repeated.apply(x_TH, group.index_SL.flatten()).unflatten(0, group.index_SL.shape)
         outputs.append(own(x_SLH).flatten(0, 1))
-        if group.prompt_S is None and states.last is not None:
+        assert states.last is not None, "transformers calls the layer's function by a name that is not known here"
+        if group.prompt_S is None:
             after.append(states.last)
         # What backward needs of a state lives no longer than the graph.
-        states.first = states.last = None
+        states.first = states.still_SL1 = states.last = None
     return torch.cat(outputs).index_select(0, rows.back_T)[None]
 
 
