@@ -110,7 +110,7 @@ def _why_not_shared(policy: Policy, vllm_model: nn.Module) -> str | None:
     if policy.adapted:
         return "LoRA's adapters are merged into them"
     if not can_share(policy.model.config):
-        return f"{type(policy.model).__name__} is not in fastgrpo.engine.shared_weights.SHARED_ARCHITECTURES"
+        return f"sharing them is not made for {type(policy.model).__name__}"
     parameters = dict(policy.model.named_parameters())
     for name, view in vllm_views(policy.model, vllm_model):
         ours = parameters[name]

@@ -60,10 +60,10 @@ def explain(said: str) -> str:
         )
     if "Too many open files" in said:
         return "this process may open no more files: raise its limit with `ulimit -n`, a cell takes three."
-    if "ModuleNotFoundError" in said:
-        return "install that module beside fastgrpo_sandbox, or leave it out of `preload`."
     if "preloaded" in said:
         return "leave out of `preload` the module that changes Python for all jobs."
+    if "ModuleNotFoundError" in said:
+        return "install that module beside fastgrpo_sandbox, or leave it out of `preload`."
     return "run `python -m fastgrpo_sandbox` and send its output with a bug report."
 
 

@@ -52,6 +52,7 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: 
 CHANGES = {
     "shallow": ("import sys\nsys.setrecursionlimit(60)", "UnittestTests are judged wrongly here{}: .*RecursionError.*"),
     "blind": ("import unittest\nunittest.TestCase.assertEqual = lambda *_: None", r"Unit.*{}: \(True, True\) came .*"),
+    "halting": ("import sys\nsys.modules['unittest'] = None", "UnittestTests .*{}: ModuleNotFoundError: .*"),
     "silent": ("import builtins\nbuiltins.print = lambda *_: None", r"does not work here{}: print\(6 \* 7\) wrote ''"),
 }
 
