@@ -1,4 +1,4 @@
-"""How far bf16 alone moves a shape's logprobs: what parity beside vLLM cannot be below, with random weights.
+"""How far bf16 alone moves a shape's logprobs: about what parity beside vLLM is, with random weights.
 
     python bench/rounding.py [--size gpt-oss/4] [--tokens 96] [--vocabulary 16384] [--save FILE]
 
