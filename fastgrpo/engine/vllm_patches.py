@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial, partialmethod
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -302,6 +303,7 @@ def start_vllm(options: dict[str, Any]) -> Any:
             parallel_state.destroy_distributed_environment()
         raise
     idle_inside_blocks(llm)
+    resume_when_known(llm)
     spare_steady_steps(llm)
     return llm
 
@@ -417,6 +419,35 @@ def idle_inside_blocks(llm: Any) -> None:
             cache(request, num_computed_tokens)
 
     manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
+
+
+def resume_when_known(llm: Any) -> None:
+    """Have preempted requests wait for their tokens in flight before they are read again, as newer versions of vLLM do.
+
+    0.25.1 would sample anew what arrives a step later, where two tokens were in flight: with the step of `_one_more`.
+    """
+    from vllm.v1.core.sched.request_queue import create_request_queue
+    from vllm.v1.request import Request, RequestStatus
+
+    if "num_stale_output_tokens" in Request.__init__.__code__.co_names:
+        return
+    scheduler = llm.engine_core.engine_core.scheduler
+    own = scheduler.schedule
+
+    def schedule(*given: Any) -> Any:
+        # They stand before all others.
+        preempted = takewhile(lambda request: request.status is RequestStatus.PREEMPTED, scheduler.waiting)
+        if not any(request.num_output_placeholders for request in preempted):
+            return own(*given)
+        waiting, scheduler.waiting = scheduler.waiting, create_request_queue(scheduler.policy)
+        try:
+            return own(*given)
+        finally:
+            for request in reversed(list(scheduler.waiting)):
+                waiting.prepend_request(request)
+            scheduler.waiting = waiting
+
+    scheduler.schedule = schedule
 
 
 def prefixes_cached(llm: Any) -> bool:

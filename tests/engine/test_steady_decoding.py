@@ -17,7 +17,7 @@ import torch
 
 from fastgrpo.engine import guards, steady_decoding
 from fastgrpo.engine.steady_decoding import shape, spare_steady_steps
-from fastgrpo.engine.vllm_patches import _one_more, idle_inside_blocks, keep_own_logprobs_only
+from fastgrpo.engine.vllm_patches import _one_more, idle_inside_blocks, keep_own_logprobs_only, resume_when_known
 
 pytestmark = pytest.mark.engine
 
@@ -71,6 +71,7 @@ class Side:
             engine_core=SimpleNamespace(engine_core=core), output_processor=self.processor, vllm_config=config
         )
         idle_inside_blocks(self.llm)
+        resume_when_known(self.llm)
         self._flying, self._launched = flying, deque[tuple[Any, Any]]()
 
     def add(self, name: str, prompt: list[int], params: Any) -> None:
@@ -112,9 +113,9 @@ class Side:
         names = sorted(sent.num_scheduled_tokens, reverse=True)
         requests = [self.scheduler.requests[name] for name in names]
         draws = [random.Random(f"{one.request_id} {one.num_computed_tokens}") for one in requests]
-        tokens = [
-            [] if one.is_prefill_chunk else [draw.randrange(40)] for one, draw in zip(requests, draws, strict=True)
-        ]
+        # As a worker does, whatever the scheduler takes for a chunk of a prompt.
+        chunk = [one.num_computed_tokens < one.num_tokens for one in requests]
+        tokens = [[] if left else [draw.randrange(40)] for left, draw in zip(chunk, draws, strict=True)]
         column = np.array([draw.random() for draw in draws], np.float32)[:, None]
         ids = np.array([[*one, 0][0] for one in tokens], np.int32)[:, None]
         logprobs = LogprobsLists(ids, column, ids[:, 0])
