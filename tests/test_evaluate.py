@@ -81,9 +81,9 @@ def test_what_executes_long_is_measured_whatever_training_leaves_out(
         return [Group(PROBLEM, "prompt", [rollout("ok")])]
 
     monkeypatch.setattr(evaluation, "collect", collect)
-    config = resolve({"model.path": "folder", "grpo.straggler_s": 5.0, "eval.temperature": 0.5})
-    asyncio.run(evaluate.policy_alone(config))
-    assert [(one.straggler_s, one.temperature) for one in asked] == [(0.0, 0.5)]
+    keys = {"model.path": "folder", "grpo.straggler_s": 5.0, "grpo.routing_replay": True, "eval.temperature": 0.5}
+    asyncio.run(evaluate.policy_alone(resolve(keys)))
+    assert [(one.straggler_s, one.routes, one.temperature) for one in asked] == [(0.0, False, 0.5)]
 
 
 def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:
