@@ -1,8 +1,8 @@
 """Generation: vLLM in this process, sampling from the trainer's own weight memory.
 
-`engine_process.py` runs the same in a process of its own. This file, `vllm_patches.py` and the patches that it names
-are all that touches vLLM, imported on first use (it costs seconds). Token ids go in, token ids and logprobs come out;
-text is made of them only where a request ends with one.
+`engine_process.py` runs the same in a process of its own. This file, `refusals.py`, `vllm_patches.py` and the patches
+that it names are all that touches vLLM, imported on first use (it costs seconds). Token ids go in, token ids and
+logprobs come out; text is made of them only where a request ends with one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from transformers import AutoConfig, AutoTokenizer
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.engine.completion import Completion, OpenRequest
 from fastgrpo.engine.guards import interrupt_deferred, replaced
+from fastgrpo.engine.refusals import check_latent_widths, check_recurrent, check_sinks
 from fastgrpo.engine.routes import RouteKeeper, asked_options, told_routes
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
     absorb_again,
-    check_latent_widths,
-    check_recurrent,
-    check_sinks,
     forget_prefixes,
     has_steps,
     nothing_scheduled,

