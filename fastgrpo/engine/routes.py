@@ -156,9 +156,9 @@ class RouteKeeper:
         if (routes := getattr(sampled, "routes", None)) is not None:
             chosen_TLK, slots_T = routes
             if not len(self._chosen_SLK):
-                # Memory comes with what is written.
+                # Memory comes with what is written. Of an expert its complement is, so that a slot without is -1.
                 self._chosen_SLK = np.zeros((self._size, *chosen_TLK.shape[1:]), chosen_TLK.dtype)
-            self._chosen_SLK[slots_T] = chosen_TLK
+            self._chosen_SLK[slots_T] = ~chosen_TLK
         return self._update(scheduled, sampled)
 
     def _free_request(self, request: Any) -> None:
@@ -178,7 +178,7 @@ class RouteKeeper:
     def _routes(self, blocks: Sequence[int], tokens: int) -> np.ndarray:
         """The choices of the first `tokens` of a sequence in these blocks: the last that was sampled was not read."""
         slots = np.array(blocks, np.int64)[:, None] * self._block + np.arange(self._block)
-        return self._chosen_SLK[slots.ravel()[:tokens]]
+        return ~self._chosen_SLK[slots.ravel()[:tokens]]
 
 
 def told_routes(routes: np.ndarray | None, tokens: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import Qwen3MoeConfig
 
 from fastgrpo.engine.completion import Completion, packed, unpacked
 from fastgrpo.engine.engine import Engine
-from fastgrpo.engine.routes import told_routes
+from fastgrpo.engine.routes import RouteKeeper, told_routes
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
 from fastgrpo.training.loss import token_logprobs
@@ -172,6 +173,32 @@ def test_hybrids_and_routers_with_a_bias_tell_theirs(name: str, tmp_path: Path) 
 def test_a_vllm_that_does_not_tell_is_an_error(routes: np.ndarray | None) -> None:
     with pytest.raises(RuntimeError, match=r"has not told which experts its tokens had: set grpo\.routing_replay to"):
         told_routes(routes, 4)
+
+
+@pytest.mark.engine
+def test_a_token_of_which_nothing_came_is_not_taken_for_the_first_experts() -> None:
+    """Of a request in blocks 2 and 0, whose last token but one no step told of."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    kind = FullAttentionSpec(block_size=4, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    blocks = SimpleNamespace(get_block_ids=lambda: ([2, 0],))
+    manager = SimpleNamespace(free=lambda request: None, get_blocks=lambda name: blocks)
+    scheduler: Any = SimpleNamespace(
+        kv_cache_config=SimpleNamespace(num_blocks=3, kv_cache_groups=[SimpleNamespace(kv_cache_spec=kind)]),
+        kv_cache_manager=manager,
+        update_from_output=lambda scheduled, sampled: None,
+    )
+    ours = SimpleNamespace(routes=None)
+    core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
+    RouteKeeper(SimpleNamespace(engine_core=core), {"7": ours})  # type: ignore[dict-item]
+    chosen_TLK = np.array([0, 5, 127, 1, 3], np.int8).reshape(5, 1, 1)
+    scheduler.update_from_output(None, SimpleNamespace(routes=(chosen_TLK, np.array([8, 9, 10, 11, 0]))))
+    manager.free(SimpleNamespace(request_id="7-abc", num_tokens=7, is_finished=lambda: True))
+    assert ours.routes is not None
+    assert ours.routes.ravel().tolist() == [0, 5, 127, 1, 3, -1]
+    assert np.array_equal(told_routes(ours.routes, 5), chosen_TLK)
+    with pytest.raises(RuntimeError, match="has not told which experts"):
+        told_routes(ours.routes, 6)
 
 
 def test_routes_travel_with_their_completions() -> None:
