@@ -48,6 +48,7 @@ from fastgrpo.config import Config
 from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, cache_folder, expanded, first_line, last_line, writing
 from fastgrpo.policy.architecture import check_weights, of_two_models
 from fastgrpo.policy.folder import load_config, no_folder
+from fastgrpo.policy.host_memory import host_memory_free
 from fastgrpo.policy.lora import peft_module
 from fastgrpo.policy.model import save_model, without_memory
 
@@ -292,9 +293,17 @@ def _read(what: Path, folder: Path, **options: Any) -> Any:
 
 
 def _whole_model(folder: Path) -> Any:
-    """The model in the folder, of MXFP4 dequantised to bfloat16."""
-    if not _is_mxfp4(AutoConfig.from_pretrained(folder, trust_remote_code=False)):
+    """The model in the folder, of MXFP4 dequantised to bfloat16. Raises UserError where memory has no room for that."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if not _is_mxfp4(config):
         return _read(folder, folder, dtype="auto")
+    with torch.device("meta"):
+        size = 2 * AutoModelForCausalLM.from_config(config).num_parameters()
+    if (free := host_memory_free()) < size:
+        raise UserError(
+            f"{folder} is in MXFP4, and as it becomes bfloat16 it takes {size / 1e9:.3g} GB of memory, of which "
+            f"{free / 1e9:.3g} are free: name a copy in bfloat16 that was made on a larger machine"
+        )
     quantised = Mxfp4Config(dequantize=True)
     return _unquantised(_read(folder, folder, dtype=torch.bfloat16, quantization_config=quantised))
 

@@ -20,10 +20,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError, last_line, writing
+from fastgrpo.policy.host_memory import host_memory_free
 from fastgrpo.ranks.collectives import gather_all, is_first_rank
 from fastgrpo.run_folder import refuse_changes
 from fastgrpo.training.behind import Behind
-from fastgrpo.training.host_memory import host_memory_free
 from fastgrpo.training.manifest import MANIFEST, add_file, amend, fsync, read_manifest, unchanged, write_manifest
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.engine.shared_weights import can_share
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
-from fastgrpo.training.host_memory import host_memory_free
+from fastgrpo.policy.host_memory import host_memory_free
 from fastgrpo.training.model_sizes import (
     Layers,
     activation_bytes_per_token,

@@ -244,6 +244,19 @@ def test_a_model_in_mxfp4_becomes_one_in_bfloat16(tmp_path: Path, cache: Path) -
     assert load_policy(made).model.config.model_type == "gpt_oss"
 
 
+def test_mxfp4_that_memory_has_no_room_for_is_refused(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would end the process without a word."""
+    save_mxfp4(folder := tmp_path / "mxfp4")
+    monkeypatch.setattr(hub, "host_memory_free", lambda: 1000)
+    with pytest.raises(
+        UserError, match=r"mxfp4 is in MXFP4, and as .* takes \S+ GB of memory, of which 1e-06 are free"
+    ):
+        with_local_model(configuration(folder))
+    assert not list(cache.glob("*/config.json"))
+
+
 def test_what_lacks_weights_is_not_converted(tmp_path: Path, cache: Path) -> None:
     """transformers would draw them at random, and the folder that is made would have them all."""
     weights, _ = save_mxfp4(folder := tmp_path / "mxfp4")

@@ -24,12 +24,13 @@ import torch
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import CannotWrite
+from fastgrpo.policy import host_memory
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.ranks.collectives import gather_all, joined_ranks
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally
-from fastgrpo.training import checkpoint, host_memory
+from fastgrpo.training import checkpoint
 from fastgrpo.training import learner as learners
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.learner import Learner
