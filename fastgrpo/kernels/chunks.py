@@ -9,9 +9,14 @@ from torch.nn.functional import pad
 CHUNK = 64
 
 
+def chunks_of(length: int) -> int:
+    """Chunks of a row, the last one perhaps not full."""
+    return -(-length // CHUNK)
+
+
 def whole_chunks(length: int) -> int:
     """Tokens of the chunks that so many take: what a short row is computed with is as much as a full chunk's."""
-    return -(-length // CHUNK) * CHUNK
+    return chunks_of(length) * CHUNK
 
 
 def in_chunks(given: Tensor) -> Tensor:

@@ -15,10 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
-from fastgrpo.kernels.tiles_triton import (
-    Rows,
-    rows_of,
-)
+from fastgrpo.kernels.tiles_triton import Rows, rows_of
 
 TOKENS, CHANNELS = 32, 128
 

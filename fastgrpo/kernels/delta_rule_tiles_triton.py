@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
-from fastgrpo.kernels.chunks import CHUNK
+from fastgrpo.kernels.chunks import CHUNK, chunks_of
 from fastgrpo.kernels.tiles_triton import Rows
 
 # What changes from batch to batch, or from a launch's heads to the next ones, compiles nothing again.
@@ -50,8 +50,8 @@ class Sizes(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """Chunks of a row, the last one perhaps not full."""
-        return triton.cdiv(self.length, CHUNK)
+        """Chunks of a row."""
+        return chunks_of(self.length)
 
     @property
     def places(self) -> int:

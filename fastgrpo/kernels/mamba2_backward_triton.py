@@ -21,6 +21,7 @@ from fastgrpo.kernels.mamba2_forward_triton import (
     Block,
     Sizes,
     Steps,
+    block_of_state,
     launch_for,
     load_dt,
     of_head,
@@ -60,13 +61,8 @@ def _d_states_kernel(
     state: tl.constexpr, values: tl.constexpr, C: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the state after each chunk, in halves, and of the first one; and the given one in halves."""
-    of_values, of_states_ = tl.cdiv(values, P), tl.cdiv(state, N)
-    block, x = tl.program_id(0) % (of_values * of_states_), tl.program_id(0) // (of_values * of_states_)
-    column_P, row_N, i_C = (
-        block % of_values * P + tl.arange(0, P),
-        block // of_values * N + tl.arange(0, N),
-        tl.arange(0, C),
-    )
+    x, block, row_N, column_P = block_of_state(state, values, N, P)
+    i_C = tl.arange(0, C)
     from_NP, inside_NP = of_states(d_final, x, heads, state, values, row_N, column_P)
     d_state_NP = tl.load(from_NP, mask=inside_NP, other=0.0)
     for back in range(chunks):
@@ -77,13 +73,25 @@ def _d_states_kernel(
         c_CN = load_rows(c, of_head(x, heads, groups), chunk, length, groups, state, row_N, C)
         d_output_CP = load_rows(d_output, x, chunk, length, heads, values, column_P, C)
         store_halves(d_states_ptr, place, state, values, row_N, column_P, halves_of(d_state_NP))
-        if block < of_values:
+        if block < tl.cdiv(values, P):
             store_halves(d_halves_ptr, place, C, values, i_C, column_P, halves_of(d_output_CP))
         d_state_NP *= tl.exp(last.to(tl.float32))
         d_read_CP = d_output_CP * tl.exp(sum_C.to(tl.float32))[:, None]
         d_state_NP = dot_halves(tl.trans(c_CN), halves_of(d_read_CP), d_state_NP)
     to_NP, inside_NP = of_states(d_initial, x, heads, state, values, row_N, column_P)
     tl.store(to_NP, d_state_NP, mask=inside_NP)
+
+
+@triton.jit
+def _taken(b, c, group, chunk, length, groups, state: tl.constexpr, C: tl.constexpr, N: tl.constexpr):
+    """Of a chunk what token i's output takes of token j, [j, i], before it fades and but for j's step."""
+    taken_CC = tl.zeros([C, C], tl.float32)
+    for first in tl.static_range(0, state, N):
+        row_N = first + tl.arange(0, N)
+        b_CN = load_rows(b, group, chunk, length, groups, state, row_N, C)
+        c_CN = load_rows(c, group, chunk, length, groups, state, row_N, C)
+        taken_CC = dot(b_CN, tl.trans(c_CN), taken_CC)
+    return taken_CC
 
 
 @triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
@@ -101,13 +109,7 @@ def _d_values_kernel(
     group = of_head(x, heads, groups)
     sum_C, last = tl.load(sum_ptr + at_C), tl.load(sum_ptr + place.to(tl.int64) * C + C - 1)
     step_C, d = tl.load(step_ptr + at_C), tl.load(d_ptr + x % heads).to(tl.float32)
-    # [j, i] is what token i's output takes of token j.
-    taken_CC = tl.zeros([C, C], tl.float32)
-    for first in tl.static_range(0, state, N):
-        row_N = first + tl.arange(0, N)
-        b_CN = load_rows(b, group, chunk, length, groups, state, row_N, C)
-        c_CN = load_rows(c, group, chunk, length, groups, state, row_N, C)
-        taken_CC = dot(b_CN, tl.trans(c_CN), taken_CC)
+    taken_CC = _taken(b, c, group, chunk, length, groups, state, C, N)
     taken_CC *= faded(sum_C[None, :] - sum_C[:, None], i_C[:, None] <= i_C[None, :])
     taking = transposed(halves_of(taken_CC))
     since_C, until_C = tl.exp(sum_C.to(tl.float32)), tl.exp((last - sum_C).to(tl.float32))
@@ -151,13 +153,9 @@ def _d_steps_kernel(
     place, i_C = tl.program_id(0), tl.arange(0, C)
     x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
     group = of_head(x, heads, groups)
-    # [j, i] is of what token i takes of token j.
-    faded_CC, d_taken_CC = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
-    for first in tl.static_range(0, state, N):
-        row_N = first + tl.arange(0, N)
-        b_CN = load_rows(b, group, chunk, length, groups, state, row_N, C)
-        c_CN = load_rows(c, group, chunk, length, groups, state, row_N, C)
-        faded_CC = dot(b_CN, tl.trans(c_CN), faded_CC)
+    faded_CC = _taken(b, c, group, chunk, length, groups, state, C, N)
+    # As there [j, i] is of what token i takes of token j.
+    d_taken_CC = tl.zeros([C, C], tl.float32)
     for first in tl.static_range(0, values, P):
         column_P = first + tl.arange(0, P)
         x_CP = load_rows(x_rows, x, chunk, length, heads, values, column_P, C)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
-from fastgrpo.kernels.chunks import CHUNK
+from fastgrpo.kernels.chunks import CHUNK, chunks_of
 from fastgrpo.kernels.tiles_triton import (
     Rows,
     dot,
@@ -74,8 +74,8 @@ class Sizes(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """Chunks of a row, the last one perhaps not full."""
-        return triton.cdiv(self.length, CHUNK)
+        """Chunks of a row."""
+        return chunks_of(self.length)
 
     @property
     def places(self) -> int:
@@ -125,6 +125,15 @@ def of_head(x, heads, groups):
 
 
 @triton.jit
+def block_of_state(state: tl.constexpr, values: tl.constexpr, N: tl.constexpr, P: tl.constexpr):
+    """(head of this program, its block of the head's state, that block's rows [N] and columns [P])."""
+    of_values, of_states_ = tl.cdiv(values, P), tl.cdiv(state, N)
+    block, x = tl.program_id(0) % (of_values * of_states_), tl.program_id(0) // (of_values * of_states_)
+    column_P, row_N = block % of_values * P + tl.arange(0, P), block // of_values * N + tl.arange(0, N)
+    return x, block, row_N, column_P
+
+
+@triton.jit
 def smooth(raw_C):
     """softplus, log(1 + exp(raw)), which below is exp(raw): 1 + exp(raw) alone would have lost it."""
     small_C = tl.exp(-tl.abs(raw_C))
@@ -166,13 +175,8 @@ def _states_kernel(
     state: tl.constexpr, values: tl.constexpr, C: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """The state before each chunk, in halves, and after the last one."""
-    of_values, of_states_ = tl.cdiv(values, P), tl.cdiv(state, N)
-    block, x = tl.program_id(0) % (of_values * of_states_), tl.program_id(0) // (of_values * of_states_)
-    column_P, row_N, i_C = (
-        block % of_values * P + tl.arange(0, P),
-        block // of_values * N + tl.arange(0, N),
-        tl.arange(0, C),
-    )
+    x, _, row_N, column_P = block_of_state(state, values, N, P)
+    i_C = tl.arange(0, C)
     from_NP, inside_NP = of_states(initial_state, x, heads, state, values, row_N, column_P)
     state_NP = tl.load(from_NP, mask=inside_NP, other=0.0)
     for chunk in range(chunks):

@@ -166,9 +166,8 @@ class Codec:
         content = self.shared.contents[number] = kind.items(value)
         if name == "list":
             return self._items(content)
-        extra = self.tag(
-            kind.extra(value)
-        )  # first, as it is read: an item may have the same, as a tree of defaultdicts
+        # First, as it is read: an item may have the same, as a tree of defaultdicts.
+        extra = self.tag(kind.extra(value))
         return {name: [extra, *self._items(content)]}
 
     def _items(self, items: Sequence[Any]) -> Sequence[Any]:
